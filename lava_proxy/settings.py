@@ -1,0 +1,166 @@
+"""Frozen settings, read once from config/*.toml and the environment; the only reader of either.
+
+Order: config/default.toml, the file named by LAVA_CONFIG, then LAVA_<SECTION>_<NAME>. Unknown keys are errors.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(__file__).resolve().parent
+CONFIG_DIR = _PACKAGE / "_config" if (_PACKAGE / "_config").is_dir() else _PACKAGE.parent / "config"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Http:
+    head_bytes_max: int
+    headers_max: int
+    body_bytes_max: int
+    head_timeout_s: int
+    body_timeout_s: int
+    idle_timeout_s: int
+    write_stall_timeout_s: int
+    pipeline_max: int
+    connections_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    connect_timeout_s: int
+    pool_idle_s: int
+    pool_per_host_max: int
+    pool_wait_s: int
+    drain_bytes_max: int
+    drain_timeout_s: int
+    stop_timeout_s: int
+    total_timeout_s: int
+    keepalive_comment_s: int
+    breaker_failures_max: int
+    breaker_open_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    output_tokens_default: int
+    lease_s: int
+    checkpoint_s: int
+    keep_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redis:
+    timeout_s: int
+    connect_wait_s: int
+    outbox_entries_max: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    grants_max: int
+    unknown_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flusher:
+    batch_rows_max: int
+    idle_wait_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of it. `environment` is a copy of the variables the program may use (provider keys by stanza's `key_env`)."""
+
+    http: Http
+    upstream: Upstream
+    reserve: Reserve
+    redis: Redis
+    cache: Cache
+    flusher: Flusher
+    providers_table: Mapping[str, Any] = field(repr=False)
+    prices_table: Mapping[str, Any] = field(repr=False)
+    environment: Mapping[str, str] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if self.reserve.lease_s < 5 * self.reserve.checkpoint_s:
+            raise ValueError("reserve.lease_s must be at least five times reserve.checkpoint_s, else live streams are reaped")
+        if self.http.body_timeout_s < self.http.head_timeout_s:
+            raise ValueError("http.body_timeout_s must not be below http.head_timeout_s")
+
+    def provider_keys(self, key_env: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
+        """Provider name -> key, for the providers whose variable is set."""
+        found: dict[str, str] = {}
+        for name, variables in key_env.items():
+            value = next((key for variable in variables if (key := self._provider_key(variable))), None)
+            if value:
+                found[name] = value
+        return found
+
+    def _provider_key(self, variable: str) -> str:
+        """Of one variable, or of some joined by `:`, of which the first two must be set."""
+        values = [self.environment.get(name, "") for name in variable.split(":")]
+        return ":".join(values).rstrip(":") if all(values[:2]) else ""
+
+
+_MAY_BE_ZERO = frozenset({"keepalive_comment_s", "breaker_failures_max"})  # zero switches it off
+
+_SECTIONS: dict[str, type] = {
+    "http": Http,
+    "upstream": Upstream,
+    "reserve": Reserve,
+    "redis": Redis,
+    "cache": Cache,
+    "flusher": Flusher,
+}
+
+
+def load(environment: Mapping[str, str] | None = None) -> Settings:
+    """Settings from the files and the given (default: the process') environment. Raises ValueError naming a bad key."""
+    environ = dict(os.environ if environment is None else environment)
+    table = _read(CONFIG_DIR / "default.toml")
+    if environ.get("LAVA_CONFIG"):
+        for section, values in _read(Path(environ["LAVA_CONFIG"])).items():
+            if section not in _SECTIONS:
+                raise ValueError(f"{environ['LAVA_CONFIG']}: unknown section [{section}]; known: {', '.join(_SECTIONS)}")
+            if not isinstance(values, dict):
+                raise ValueError(f"{environ['LAVA_CONFIG']}: {section} is a section: write [{section}] and its settings below")
+            table[section].update(values)
+    sections: dict[str, Any] = {}
+    for name, kind in _SECTIONS.items():
+        known = {f.name for f in fields(kind)}
+        values = table.get(name, {})
+        if set(values) - known:
+            raise ValueError(f"[{name}]: unknown settings {sorted(set(values) - known)}; known: {sorted(known)}")
+        for key in known:
+            text = environ.get(f"LAVA_{name}_{key}".upper())
+            if text is not None:
+                values[key] = _integer(f"LAVA_{name}_{key}".upper(), text)
+        for key, value in values.items():
+            if type(value) is not int or value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
+                raise ValueError(f"[{name}] {key} must be a positive integer, not {value!r}")
+        sections[name] = kind(**values)
+    return Settings(
+        **sections,
+        providers_table=_read(CONFIG_DIR / "providers.toml"),
+        prices_table=_read(CONFIG_DIR / "prices.toml"),
+        environment=environ,
+    )
+
+
+def _integer(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{name} must be an integer, not {text!r}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as TOML: {error}") from error
