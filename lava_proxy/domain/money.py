@@ -1,0 +1,68 @@
+"""Money is an integer count of nano-USD; decimal strings at the edges; rounding happens here and nowhere else.
+
+$0.0028 per million tokens is 2.8 nanos a token, so micro-dollars are too coarse. A wallet, hold or credit is bounded by
+AMOUNT_NANOS_MAX because Redis' Lua counts in doubles, exact to 2^53 nanos = $9,007,199.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import NewType
+
+Nanos = NewType("Nanos", int)
+
+NANOS_PER_USD = 1_000_000_000
+AMOUNT_NANOS_MAX = Nanos(9_000_000 * NANOS_PER_USD)
+
+
+def round_half_even(numerator: int, denominator: int) -> int:
+    """The nearest integer to numerator/denominator, ties to even. The one rounding rule. Denominator > 0."""
+    assert denominator > 0
+    quotient, remainder = divmod(numerator, denominator)
+    twice = 2 * remainder
+    if twice > denominator or (twice == denominator and quotient & 1):
+        return quotient + 1
+    return quotient
+
+
+def parse_decimal_units(text: str, units_per_one: int) -> int:
+    """The exact integer count of 1/units_per_one in a plain decimal string such as "25.00".
+
+    Raises ValueError when the text is not a plain decimal number or has more precision than a unit can hold.
+    """
+    if len(text) > 40 or not text.isascii() or "_" in text or text != text.strip():
+        raise ValueError(f"not a decimal number: {text[:60]!r}")
+    try:
+        value = Decimal(text)
+    except InvalidOperation:
+        raise ValueError(f"not a decimal number: {text[:60]!r}") from None
+    if not value.is_finite():
+        raise ValueError(f"not a finite number: {text!r}")
+    if value.adjusted() > 18:
+        raise ValueError(f"number too large: {text!r}")
+    scaled = value * units_per_one
+    integral = scaled.to_integral_value()
+    if scaled != integral:
+        raise ValueError(f"more decimal places than can be kept exactly: {text!r}")
+    return int(integral)
+
+
+def parse_usd(text: str) -> Nanos:
+    """Nano-USD of a decimal dollar string, exact to 9 places. Raises ValueError otherwise."""
+    return Nanos(parse_decimal_units(text, NANOS_PER_USD))
+
+
+def format_usd(nanos: int, places: int = 10) -> str:
+    """A decimal dollar string with `places` fraction digits (the wire contract's computed amounts have ten).
+
+    Exact for places >= 9; fewer places round half-even.
+    """
+    if places >= 9:
+        scaled = nanos * 10 ** (places - 9)
+    else:
+        scaled = round_half_even(nanos, 10 ** (9 - places))
+    sign = "-" if scaled < 0 else ""
+    digits = str(abs(scaled)).rjust(places + 1, "0")
+    if places == 0:
+        return sign + digits
+    return f"{sign}{digits[:-places]}.{digits[-places:]}"
