@@ -1,0 +1,373 @@
+"""Typed calls of the money script: reserve, settle, lease, credit, open a wallet. One operation each, coalesced by HotRedis."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Literal, NoReturn
+from zlib import crc32
+
+from lava_proxy.domain.errors import (
+    CallerError,
+    Conflict,
+    InsufficientFunds,
+    LimitExceeded,
+    NotFound,
+    StoreError,
+)
+from lava_proxy.domain.limits import Scope, cycle_end, cycle_id
+from lava_proxy.domain.money import AMOUNT_NANOS_MAX, format_usd
+from lava_proxy.stores.hot_redis import Ambiguous, HotRedis, NotSent, Reply
+
+# Billing partitions, fixed for the life of an installation: wallets never move between them. 64 lets a Redis Cluster grow to
+# 64 nodes while the flusher reads all of them in one command; one outbox stream and one expiry index each.
+PARTITIONS = 64
+
+POSITION_MAX = 2**53 - 1
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+SettleMode = Literal["held", "late", "due", "report"]
+
+
+def partition_of(wallet_id: str) -> int:
+    """The billing partition of a wallet."""
+    return crc32(wallet_id.encode()) % PARTITIONS
+
+
+def tag(partition: int) -> str:
+    """The hash tag that keeps a partition's keys in one Redis Cluster slot."""
+    return f"{{p{partition:04d}}}"
+
+
+@lru_cache(maxsize=65536)
+def _wallet_keys(wallet_id: str) -> tuple[bytes, bytes, bytes, bytes, bytes]:
+    """m, x, o, w and the prefix of h."""
+    t = tag(partition_of(wallet_id))
+    return f"{t}:m".encode(), f"{t}:x".encode(), f"{t}:o".encode(), f"{t}:w:{wallet_id}".encode(), f"{t}:h:".encode()
+
+
+def _keys(wallet_id: str, record: str) -> list[bytes]:
+    m, x, o, w, h = _wallet_keys(wallet_id)
+    return [m, x, o, w, h + record.encode()]
+
+
+def report_record(merchant_id: str, request_key: str) -> str:
+    """The record name of a caller-chosen request id: scoped by merchant, bounded in size."""
+    return hashlib.blake2b(f"{merchant_id}\0{request_key}".encode(), digest_size=16).hexdigest()
+
+
+def scope_key(wallet_id: str, scope_id: str) -> str:
+    """Where a scope's counters are: in the partition of the wallet that its calls draw on."""
+    return f"{tag(partition_of(wallet_id))}:l:{scope_id}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeUse:
+    """A call as one scope counts it: at most so many tokens, at a moment of business time."""
+
+    scope: Scope
+    tokens: int
+    at: datetime
+
+    def arguments(self, wallet_id: str) -> list[bytes]:
+        """As the script takes them."""
+        limits = self.scope.limits
+        return [
+            scope_key(wallet_id, self.scope.scope_id).encode(),
+            _optional(limits.requests_per_minute),
+            _optional(limits.request_burst),
+            _optional(limits.tokens_per_minute),
+            _optional(limits.concurrent_calls),
+            cycle_id(limits.request_cycle, self.at).encode(),
+            _optional(limits.request_count),
+            cycle_id(limits.spend_cycle, self.at).encode(),
+            _optional(limits.spend_nanos),
+            b"%d" % self.tokens,
+            b"%d" % _milliseconds(self.at),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """A caller's idempotency key: `digest` is scoped and hashed; kept for `keep_ms` from the reserve on."""
+
+    digest: str
+    keep_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A hold as Redis keeps it: how much from each pot, and the tier counter at that moment."""
+
+    plan_nanos: int
+    funds_nanos: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """The end of a hold. `repeated`: it had ended before, with `charge_nanos`."""
+
+    charge_nanos: int
+    balance_nanos: int = 0
+    position: int = 0
+    flags: str = ""
+    wseq: int = 0
+    repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Not settled: the tier counter had moved to `position`; price again and retry."""
+
+    position: int
+
+
+class BalanceStore:
+    """The atomic operations on wallets. Raises CallerError for refusals, StoreError when Redis cannot answer."""
+
+    def __init__(self, redis: HotRedis) -> None:
+        self._redis = redis
+
+    @property
+    def is_ready(self) -> bool:
+        return self._redis.is_ready
+
+    async def reserve(
+        self,
+        wallet_id: str,
+        request_id: str,
+        amount_nanos: int,
+        *,
+        row: bytes,
+        lease_ms: int,
+        fingerprint: str = "",
+        overdraft_nanos: int = 0,
+        plan_linked: bool = False,
+        tier_field: str = "",
+        scopes: tuple[ScopeUse, ...] = (),
+        claim: Claim | None = None,
+    ) -> Held:
+        """Hold an amount, or raise InsufficientFunds, LimitExceeded, NotFound, Conflict; then nothing was changed.
+
+        With a claim, only the first call holds; the others raise AlreadyCalled.
+        """
+        if amount_nanos > AMOUNT_NANOS_MAX:
+            raise InsufficientFunds("The most this call can cost is above what a wallet can hold ($9,000,000).")
+        args = [b"V"] if claim is None else [b"W", claim.digest.encode(), b"%d" % claim.keep_ms]
+        args += [
+            request_id.encode(),
+            b"%d" % amount_nanos,
+            fingerprint.encode(),
+            b"%d" % lease_ms,
+            b"%d" % overdraft_nanos,
+            b"1" if plan_linked else b"0",
+            tier_field.encode(),
+            row,
+            b"%d" % len(scopes),
+        ]
+        for use in scopes:
+            args += use.arguments(wallet_id)
+        reply = await self._redis.run(_keys(wallet_id, request_id), args)
+        code = reply[0]
+        if code in (b"H", b"=H"):
+            return Held(int(reply[1]), int(reply[2]), int(reply[3]))
+        if code == b"E402":
+            raise NotCovered(amount_nanos, int(reply[1]), int(reply[2]))
+        if code == b"E411":
+            raise AlreadyCalled(reply[1].decode(), is_running=reply[2] == b"H", charge_nanos=int(reply[3]) if reply[3] else None)
+        if code == b"E429":
+            raise limit_exceeded(scopes[int(reply[1])], amount_nanos, reply)
+        _refuse(reply)
+
+    async def settle(
+        self,
+        wallet_id: str,
+        request_id: str,
+        charge_nanos: int,
+        *,
+        row: bytes,
+        keep_ms: int,
+        units: int = 0,
+        tier_field: str = "",
+        position_lo: int = 0,
+        position_hi: int = POSITION_MAX,
+        mode: SettleMode = "late",
+        record: str | None = None,
+        fingerprint: str = "",
+        overdraft_nanos: int = 0,
+        plan_linked: bool = False,
+        tokens: int | None = None,
+    ) -> Settled | Moved:
+        """End a hold (or debit directly, by mode) with a charge priced for tier positions lo..hi; idempotent by id.
+
+        `tokens`: what the call used, for token limits; None: as much as it had reserved.
+        """
+        args = [
+            b"S",
+            request_id.encode(),
+            b"%d" % charge_nanos,
+            b"%d" % units,
+            tier_field.encode(),
+            b"%d" % position_lo,
+            b"%d" % position_hi,
+            fingerprint.encode(),
+            row,
+            b"%d" % keep_ms,
+            mode.encode(),
+            b"%d" % overdraft_nanos,
+            b"1" if plan_linked else b"0",
+            _optional(tokens),
+        ]
+        reply = await self._redis.run(_keys(wallet_id, record or request_id), args)
+        code = reply[0]
+        if code == b"S":
+            return Settled(charge_nanos, int(reply[1]), int(reply[2]), reply[3].decode(), int(reply[4]))
+        if code == b"=S":
+            return Settled(int(reply[1]), repeated=True)
+        if code == b"RETRY":
+            return Moved(int(reply[1]))
+        _refuse(reply)
+
+    async def lease(self, wallet_id: str, request_id: str, *, lease_ms: int, row: bytes) -> bool:
+        """Move a hold's lease on and keep its checkpoint; False when the hold has ended."""
+        reply = await self._redis.run(_keys(wallet_id, request_id), [b"L", request_id.encode(), b"%d" % lease_ms, row])
+        return bool(reply[0] == b"L")
+
+    async def extend(self, wallet_id: str, request_id: str, target_nanos: int) -> tuple[int, int] | None:
+        """Raise an open hold to a target, by the reserve's rules: (plan, funds) held now; None when the hold has ended.
+
+        All or nothing; a repeat is harmless. Raises NotCovered (with what can be spent beyond what is held) or StoreError.
+        """
+        reply = await self._redis.run(_keys(wallet_id, request_id), [b"E", request_id.encode(), b"%d" % target_nanos])
+        code = reply[0]
+        if code in (b"E", b"=E"):
+            return int(reply[1]), int(reply[2])
+        if code == b"E404":
+            return None
+        if code == b"E402":
+            raise NotCovered(target_nanos, int(reply[1]), int(reply[2]))
+        _refuse(reply)
+
+    async def credit(self, wallet_id: str, credit_id: str, amount_nanos: int, *, lot_key: str, row: bytes, keep_ms: int) -> bool:
+        """Add a credit once; False when this id was credited before."""
+        args = [b"C", credit_id.encode(), b"%d" % amount_nanos, lot_key.encode(), row, b"%d" % keep_ms]
+        reply = await self._redis.run(_keys(wallet_id, credit_id), args)
+        if reply[0] in (b"C", b"=C"):
+            return bool(reply[0] == b"C")
+        _refuse(reply)
+
+    async def open_wallet(self, wallet_id: str) -> None:
+        """Make the wallet at zero unless it exists."""
+        reply = await self._redis.run(_keys(wallet_id, "-"), [b"O"])
+        if reply[0] not in (b"O", b"=O"):
+            _refuse(reply)
+
+
+class AlreadyCalled(Conflict):
+    """The idempotency key belongs to another call: its id, whether it still runs, and its charge where it is still known."""
+
+    code = "idempotency_key_used"
+
+    def __init__(self, first_id: str, *, is_running: bool, charge_nanos: int | None) -> None:
+        self.first_id = first_id
+        self.first_status = "running" if is_running else "ended"
+        self.charge = None if charge_nanos is None else format_usd(charge_nanos, 9)
+        end = f", charged ${self.charge}" if self.charge is not None else ""
+        super().__init__(
+            f"This Idempotency-Key was used by {first_id} ({self.first_status}{end}). Answers are not kept: "
+            "it cannot be repeated. Use a new key for a new call."
+        )
+
+
+class NotCovered(InsufficientFunds):
+    """A reserve above what can be spent, with the figures."""
+
+    def __init__(self, needed_nanos: int, spendable_nanos: int, held_nanos: int) -> None:
+        super().__init__(
+            f"The balance does not cover this call: it can cost up to ${format_usd(needed_nanos, 9)}, "
+            f"${format_usd(max(spendable_nanos, 0), 9)} can be spent now. Add funds, or ask for less (a lower max_tokens)."
+        )
+        self.held_nanos = held_nanos
+        self.spendable_nanos = max(spendable_nanos, 0)
+
+
+_KINDS = {
+    b"n": ("concurrency_limit_exceeded", "{limit} calls at once are allowed; one of them must end first."),
+    b"r": ("rate_limit_exceeded", "{limit} calls a minute are allowed."),
+    b"c": ("request_limit_exceeded", "{limit} calls a cycle are allowed, and all of them are used."),
+    b"t": ("token_limit_exceeded", "{limit} tokens a minute are allowed, {remaining} are left, and this call can use {tokens}."),
+    b"s": (
+        "spend_limit_exceeded",
+        "${limit_usd} may be spent a cycle, ${remaining_usd} are left, and this call can cost ${want_usd}.",
+    ),
+}
+
+
+def limit_exceeded(use: ScopeUse, want_nanos: int, reply: Reply) -> LimitExceeded:
+    """The script's refusal by a scope as an error: 402 for spend, else 429, with what the caller's headers say."""
+    kind, limit, remaining, wait, now_ms = reply[2], int(reply[3]), int(reply[4]), reply[5], int(reply[6])
+    limits = use.scope.limits
+    retry_after_s = reset_s = None
+    if wait:
+        retry_after_s = max(1, -(-int(wait) // 1000))
+        reset_s = -(-(now_ms + int(wait)) // 1000)
+    elif kind in (b"c", b"s"):
+        end = cycle_end(limits.request_cycle if kind == b"c" else limits.spend_cycle, use.at)
+        if end is not None:
+            reset_s = _milliseconds(end) // 1000
+            retry_after_s = max(1, reset_s - _milliseconds(use.at) // 1000)
+    code, sentence = _KINDS[kind]
+    facts = {
+        "limit": limit, "remaining": remaining, "tokens": use.tokens, "limit_usd": format_usd(limit, 9),
+        "remaining_usd": format_usd(remaining, 9), "want_usd": format_usd(want_nanos, 9),
+    }  # fmt: skip
+    owner = "spend key" if use.scope.scope_id.startswith("spk_") else "customer"
+    return LimitExceeded(
+        f"A limit of this {owner} is reached: {sentence.format(**facts)}",
+        code=code,
+        status=402 if kind == b"s" else 429,
+        limit=limit,
+        remaining=remaining,
+        retry_after_s=retry_after_s,
+        reset_s=reset_s,
+    )
+
+
+def _optional(number: int | None) -> bytes:
+    return b"" if number is None else b"%d" % number
+
+
+def _milliseconds(at: datetime) -> int:
+    delta = at - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1000 + delta.microseconds // 1000
+
+
+def lot_key(pot: Literal["plan", "funds"], lot_id: str, created_ms: int, *, priority: int = 500, expires_s: int = 0) -> str:
+    """A lot's place in the burn order (pot, priority, expiry, age, id) as a string that sorts so; expires_s 0 = never."""
+    assert "," not in lot_id and "=" not in lot_id and ":" not in lot_id
+    return f"{pot[0]}:{priority:03d}:{expires_s or 99999999999:011d}:{created_ms:014d}:{lot_id}"
+
+
+def _refuse(reply: Reply) -> NoReturn:
+    code = reply[0]
+    if code == b"E503":
+        raise StoreError("Balances are being recovered; nothing was charged. Try again in a few seconds.", code="recovering")
+    if code == b"E404":
+        raise NotFound("This wallet is not known to the billing store.", code="wallet_not_found")
+    if code == b"E409":
+        raise Conflict("This id was used before with other content; nothing was changed.")
+    if code == b"E410":
+        raise Conflict("This call has already ended.")
+    if code == b"E425":
+        raise Conflict("The hold's lease has not ended: its owner lives.", code="lease_not_ended")
+    if code == b"E400":
+        raise CallerError("An amount is out of bounds (0 to $9,000,000).", code="amount_out_of_bounds")
+    if code == b"E500" and reply[1].startswith(b"OOM"):
+        raise NotSent("The billing store is out of memory; nothing was charged.", code="billing_store_full")
+    if code == b"E500":
+        raise Ambiguous(f"The money script failed: {reply[1][:200].decode('utf-8', 'replace')}")
+    raise StoreError(f"Unexpected answer of the money script: {code!r}")

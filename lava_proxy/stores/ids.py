@@ -1,0 +1,65 @@
+"""Identifiers and secrets: `<prefix>_<ULID>`, sortable by creation; secrets are random and compared by hash."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import time
+from datetime import UTC, datetime, timedelta
+from random import getrandbits
+
+_CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+_PAIRS = tuple(a + b for a in _CROCKFORD for b in _CROCKFORD)
+_VALUE = {letter: value for value, letter in enumerate(_CROCKFORD)}
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+_last_ms = -1
+_last_text = ""
+
+
+def new_id(prefix: str) -> str:
+    """A fresh id: 48 bits of milliseconds and 80 random bits, 26 Crockford letters (github.com/ulid/spec)."""
+    global _last_ms, _last_text
+    now_ms = time.time_ns() // 1_000_000
+    if now_ms != _last_ms:
+        _last_text = "".join(_CROCKFORD[(now_ms >> shift) & 31] for shift in range(45, -1, -5))
+        _last_ms = now_ms
+    bits = getrandbits(80)  # ids are names, not secrets: they need to be unique, not unguessable
+    low, high = bits & 0xFFFFFFFFFF, bits >> 40
+    return (
+        f"{prefix}_{_last_text}{_PAIRS[high >> 30]}{_PAIRS[high >> 20 & 1023]}{_PAIRS[high >> 10 & 1023]}{_PAIRS[high & 1023]}"
+        f"{_PAIRS[low >> 30]}{_PAIRS[low >> 20 & 1023]}{_PAIRS[low >> 10 & 1023]}{_PAIRS[low & 1023]}"
+    )
+
+
+def created_ms(identifier: str) -> int:
+    """Milliseconds since 1970 out of an id made by new_id. Raises ValueError for other ids."""
+    text = identifier.rsplit("_", 1)[-1]
+    if len(text) != 26:
+        raise ValueError(f"not an id with a time in it: {identifier[:60]!r}")
+    value = 0
+    for letter in text[:10]:
+        if letter not in _VALUE:
+            raise ValueError(f"not an id with a time in it: {identifier[:60]!r}")
+        value = value * 32 + _VALUE[letter]
+    return value
+
+
+def created_at(identifier: str) -> datetime:
+    """The creation time of an id, aware UTC, exact to the millisecond."""
+    return at_ms(created_ms(identifier))
+
+
+def at_ms(milliseconds: int) -> datetime:
+    """Aware UTC of milliseconds since 1970, without a float in between."""
+    return _EPOCH + timedelta(milliseconds=milliseconds)
+
+
+def new_secret(prefix: str) -> str:
+    """A secret of 40 random bytes: `aks_live_...`, `cons_live_...`."""
+    return prefix + secrets.token_urlsafe(40)
+
+
+def hash_of(secret: str) -> bytes:
+    """What is stored of a secret. Plain SHA-256 suffices: the secrets are 320 random bits, not passwords."""
+    return hashlib.sha256(secret.encode()).digest()

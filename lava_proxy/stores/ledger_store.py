@@ -1,0 +1,338 @@
+"""The ledger in Postgres: outbox batches in, exactly once by watermark; requests and histories out."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+import structlog
+
+from lava_proxy.domain.errors import StoreError
+from lava_proxy.domain.ledger import Entry
+from lava_proxy.stores.balance_store import PARTITIONS
+from lava_proxy.stores.ids import at_ms, created_at
+from lava_proxy.stores.outbox import OutboxEntry
+from lava_proxy.stores.postgres import Pool
+from lava_proxy.stores.row_repair import repaired
+
+Marks = dict[int, tuple[int, int]]
+
+_REQUEST_COLUMNS = (
+    "request_id", "merchant_id", "wallet_id", "connection_id", "meter_id", "meter_version", "status", "outcome", "provenance",
+    "provider", "provider_key_type", "model", "endpoint", "api", "streamed", "response_id", "http_status", "billed", "usage",
+    "cost_nanos", "charge_nanos", "breakdown", "price_version", "priced_at", "service_tier", "tier_field", "tier_units",
+    "position", "flags", "wseq", "metadata", "timings", "created_at", "completed_at", "spend_key_id",
+)  # fmt: skip
+_KIND = {"s": "settle", "c": "credit"}
+_RECOVERY_LOCK = 7_229_003
+# What a row that Postgres cannot keep raises: refused by the server, or by the client's encoders.
+_UNKEEPABLE = (asyncpg.DataError, ValueError, TypeError, OverflowError)
+_log = structlog.get_logger("ledger")
+
+
+class Fenced(StoreError):
+    """Another flusher has moved the marks: read again from the new ones."""
+
+
+class LedgerStore:
+    """Writes only through `flush`."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def marks(self) -> Marks:
+        """Partition -> (epoch, pseq) of the last committed outbox entry."""
+        rows = await self._fetch("SELECT part, epoch, pseq FROM outbox_mark")
+        found = {row["part"]: (row["epoch"], row["pseq"]) for row in rows}
+        return {part: found.get(part, (0, 0)) for part in range(PARTITIONS)}
+
+    async def flush(self, entries: Sequence[OutboxEntry], marks: Mapping[int, tuple[int, int]]) -> Marks:
+        """Commit entries read after `marks`, and the new marks with them; returns those of the partitions touched.
+
+        Raises Fenced when somebody else has moved a mark, StoreError when Postgres cannot commit; then nothing was written.
+        """
+        after: Marks = {}
+        for entry in entries:
+            after[entry.part] = max(after.get(entry.part, (0, 0)), (entry.epoch, entry.pseq))
+        try:
+            try:
+                await self._commit(entries, marks, after)
+            except _UNKEEPABLE as error:
+                _log.error(
+                    "A batch holds a row that Postgres refuses; it is repaired", action="rows_repaired", error=str(error)[:300]
+                )
+                await self._commit([replace(entry, row=repaired(entry.row)) for entry in entries], marks, after)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreError(f"Postgres cannot commit: {type(error).__name__}: {error}", code="database_unavailable") from error
+        return after
+
+    async def _commit(self, entries: Sequence[OutboxEntry], marks: Mapping[int, tuple[int, int]], after: Marks) -> None:
+        async with self._pool.acquire(timeout=10) as db:
+            async with db.transaction():
+                for part in sorted(after):
+                    await db.execute("INSERT INTO outbox_mark VALUES ($1, 0, 0) ON CONFLICT DO NOTHING", part)
+                locked = await db.fetch(
+                    "SELECT part, epoch, pseq FROM outbox_mark WHERE part = ANY($1::smallint[]) ORDER BY part FOR UPDATE",
+                    sorted(after),
+                )
+                if any((row["epoch"], row["pseq"]) != marks.get(row["part"], (0, 0)) for row in locked):
+                    raise Fenced("another flusher has moved the outbox marks")
+                await self._write(db, entries)
+                await db.executemany(
+                    "UPDATE outbox_mark SET epoch = $2, pseq = $3 WHERE part = $1",
+                    [(p, *mark) for p, mark in sorted(after.items())],
+                )
+
+    @asynccontextmanager
+    async def recovery_lock(self) -> AsyncIterator[None]:
+        """Held by whoever rebuilds Redis, one at a time over all processes; it ends with its connection. Waits."""
+        try:
+            db = await self._pool.acquire(timeout=10)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
+        try:
+            await db.execute("SELECT pg_advisory_lock($1)", _RECOVERY_LOCK, timeout=3600)
+            yield
+        finally:
+            await self._pool.release(db)  # asyncpg's reset releases session locks
+
+    async def _write(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
+        settles = [entry for entry in entries if entry.kind == "s"]
+        fresh = {
+            row["request_id"]
+            for row in await db.fetch(
+                """INSERT INTO request_once SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+                ON CONFLICT DO NOTHING RETURNING request_id""",
+                [e.row["merchant_id"] for e in settles],
+                [e.row.get("request_key") or e.request_id for e in settles],
+                [e.request_id for e in settles],
+            )
+        }
+        once: set[str] = set()
+        rows, doubles = [], []
+        for entry in settles:
+            if entry.request_id in fresh and entry.request_id not in once:
+                once.add(entry.request_id)
+                rows.append(_request(entry))
+            else:
+                doubles.append(entry)
+        await db.copy_records_to_table("request", records=rows, columns=_REQUEST_COLUMNS)
+        await db.copy_records_to_table("ledger_entry", records=[_ledger(entry) for entry in entries])
+        await db.copy_records_to_table("ledger_leg", records=[leg for entry in entries for leg in _legs(entry)])
+        credits = [entry.request_id for entry in entries if entry.kind == "c"]
+        if credits:
+            await db.execute(
+                "UPDATE credit SET applied_at = $2 WHERE credit_id = ANY($1::text[])", credits, at_ms(entries[-1].at_ms)
+            )
+        for entry in doubles:
+            await self._reverse(db, entry)
+
+    async def _reverse(self, db: Any, entry: OutboxEntry) -> None:
+        """A debit of an id that was debited before (Redis had forgotten it): note it, and give the money back."""
+        at = at_ms(entry.at_ms)
+        await db.execute(
+            "INSERT INTO anomaly (kind, wallet_id, request_id, facts, at) VALUES ('second_debit', $1, $2, $3, $4)",
+            entry.wallet_id, entry.request_id, {"wseq": entry.wseq, "amount_nanos": entry.amount_nanos}, at,
+        )  # fmt: skip
+        if entry.amount_nanos < 0:
+            credit_id = f"rev_{entry.wallet_id}_{entry.wseq}"
+            await db.execute(
+                "INSERT INTO credit VALUES ($1, $2, $3, $4, 'reversal', $5) ON CONFLICT DO NOTHING",
+                credit_id, entry.wallet_id, -entry.amount_nanos, f"f:500:99999999999:{entry.at_ms:014d}:{credit_id}", at,
+            )  # fmt: skip
+
+    async def history(self, wallet_id: str) -> list[Entry]:
+        """A wallet's committed entries in wseq order."""
+        rows = await self._fetch(
+            """SELECT wseq, kind, request_id, amount_nanos, balance_nanos, plan_nanos, funds_nanos, debt_nanos, flags, lot_key
+            FROM ledger_entry WHERE wallet_id = $1 ORDER BY wseq""",
+            wallet_id,
+        )
+        return [Entry(**row) for row in rows]
+
+    async def last_balances(self, part: int) -> dict[str, tuple[int, int]]:
+        """Wallet -> (wseq, balance) of its newest committed entry, of one partition's wallets."""
+        rows = await self._fetch(
+            """SELECT w.wallet_id, e.wseq, e.balance_nanos FROM wallet w CROSS JOIN LATERAL (
+              SELECT wseq, balance_nanos FROM ledger_entry WHERE wallet_id = w.wallet_id ORDER BY wseq DESC LIMIT 1) e
+            WHERE w.part = $1""",
+            part,
+        )
+        return {row["wallet_id"]: (row["wseq"], row["balance_nanos"]) for row in rows}
+
+    async def counters(self, wallet_id: str) -> dict[str, int]:
+        """A wallet's tier counters as the requests tell them."""
+        rows = await self._fetch(
+            "SELECT tier_field, sum(tier_units)::bigint AS units FROM request"
+            " WHERE wallet_id = $1 AND tier_units > 0 AND tier_field <> '' GROUP BY 1",
+            wallet_id,
+        )
+        return {row["tier_field"]: row["units"] for row in rows}
+
+    async def scopes(self, part: int) -> list[dict[str, Any]]:
+        """The spend keys and limited connections that draw on a partition's wallets: wallet_id, scope_id, limits (JSON)."""
+        return await self._fetch(
+            """SELECT m.wallet_id, k.spend_key_id AS scope_id, k.limits FROM spend_key k
+              JOIN merchant m USING (merchant_id) JOIN wallet w ON w.wallet_id = m.wallet_id WHERE w.part = $1
+            UNION ALL SELECT c.wallet_id, c.connection_id, c.limits FROM connection c
+              JOIN wallet w USING (wallet_id) WHERE w.part = $1 AND c.limits IS NOT NULL AND c.status <> 'deleted'""",
+            part,
+        )
+
+    async def scope_use(self, scope_id: str, requests_since: datetime, spend_since: datetime) -> dict[str, Any]:
+        """What a scope's requests add up to: all of them, those of two cycles, and the last one's time."""
+        rows = await self._fetch(
+            """SELECT count(*) AS total_requests, coalesce(sum(charge_nanos), 0)::bigint AS total_nanos,
+              count(*) FILTER (WHERE at >= $2) AS requests,
+              coalesce(sum(charge_nanos) FILTER (WHERE at >= $3), 0)::bigint AS nanos, max(at) AS last_used_at
+            FROM (SELECT charge_nanos, coalesce(priced_at, created_at) AS at FROM request
+              WHERE spend_key_id = $1 OR connection_id = $1) AS used""",
+            scope_id, requests_since, spend_since,
+        )  # fmt: skip
+        return rows[0]
+
+    async def wallet_ids(self, part: int) -> list[str]:
+        return [row["wallet_id"] for row in await self._fetch("SELECT wallet_id FROM wallet WHERE part = $1 ORDER BY 1", part)]
+
+    async def unbalanced(self) -> list[dict[str, Any]]:
+        """Ledger entries whose legs do not sum to zero or that have none."""
+        return await self._fetch(
+            """SELECT e.wallet_id, e.wseq, coalesce(sum(l.amount_nanos), -1)::bigint AS sum FROM ledger_entry e
+            LEFT JOIN ledger_leg l USING (wallet_id, wseq) GROUP BY 1, 2 HAVING coalesce(sum(l.amount_nanos), -1) <> 0 LIMIT 100"""
+        )
+
+    async def settled_twice(self) -> list[dict[str, Any]]:
+        """Ids with more than one debit that no reversal answers."""
+        return await self._fetch(
+            """SELECT e.request_id, count(*) AS times FROM ledger_entry e WHERE e.kind = 'settle' AND NOT EXISTS (
+              SELECT 1 FROM anomaly a WHERE a.request_id = e.request_id AND a.wallet_id = e.wallet_id)
+            GROUP BY 1 HAVING count(*) > 1 LIMIT 100"""
+        )
+
+    async def settled_holds(self, wallet_ids: Sequence[str], request_ids: Sequence[str]) -> list[tuple[str, int]]:
+        """(request id, wseq) of those requests that have a committed debit."""
+        rows = await self._fetch(
+            """SELECT request_id, wseq FROM ledger_entry WHERE kind = 'settle' AND request_id = ANY($2::text[])
+            AND wallet_id = ANY($1::text[])""",
+            list(wallet_ids), list(request_ids),
+        )  # fmt: skip
+        return [(row["request_id"], row["wseq"]) for row in rows]
+
+    async def credited_twice(self) -> list[dict[str, Any]]:
+        """Credits that were applied more than once."""
+        return await self._fetch(
+            "SELECT request_id, count(*) AS times FROM ledger_entry WHERE kind = 'credit' GROUP BY 1 HAVING count(*) > 1 LIMIT 100"
+        )
+
+    async def doubles_kept(self) -> list[dict[str, Any]]:
+        """Second debits that no credit gives back."""
+        return await self._fetch(
+            """SELECT a.request_id, a.facts FROM anomaly a WHERE a.kind = 'second_debit' AND (a.facts->>'amount_nanos')::bigint < 0
+            AND NOT EXISTS (SELECT 1 FROM credit c WHERE c.credit_id = 'rev_' || a.wallet_id || '_' || (a.facts->>'wseq'))
+            LIMIT 100"""
+        )
+
+    async def rows_without_entry(self) -> list[dict[str, Any]]:
+        """Requests that differ from their ledger entry, or have none; and entries without a request."""
+        return await self._fetch(
+            """SELECT r.request_id, r.charge_nanos, -e.amount_nanos AS debited FROM request r
+            FULL JOIN (SELECT * FROM ledger_entry WHERE kind = 'settle') e ON e.wallet_id = r.wallet_id AND e.wseq = r.wseq
+            WHERE (e.wseq IS NULL OR r.wseq IS NULL OR r.charge_nanos <> -e.amount_nanos)
+            AND NOT EXISTS (SELECT 1 FROM anomaly a WHERE a.request_id = e.request_id) LIMIT 100"""
+        )
+
+    async def rows_after(self, request_id: str, *, since: datetime | None, limit: int) -> list[dict[str, Any]]:
+        """Requests in the order of their ids, from above one: what re-rating needs of each."""
+        return await self._fetch(
+            """SELECT request_id, meter_version, usage, provider, provider_key_type, model, service_tier, priced_at, position,
+              tier_field, tier_units, billed, breakdown, price_version, charge_nanos, cost_nanos
+            FROM request WHERE request_id > $1 AND ($2::timestamptz IS NULL OR created_at >= $2) ORDER BY request_id LIMIT $3""",
+            request_id, since, limit,
+        )  # fmt: skip
+
+    async def count_requests(self) -> int:
+        return int((await self._fetch("SELECT count(*) AS n FROM request"))[0]["n"])
+
+    async def requests(
+        self,
+        merchant_id: str,
+        *,
+        before: str | None = None,
+        limit: int = 10,
+        connection_id: str | None = None,
+        meter_id: str | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """A merchant's requests, newest first, from below the id `before`."""
+        return await self._fetch(
+            """SELECT * FROM request WHERE merchant_id = $1 AND ($2::text IS NULL OR request_id < $2)
+            AND ($3::text IS NULL OR connection_id = $3) AND ($4::text IS NULL OR meter_id = $4)
+            AND ($5::jsonb IS NULL OR metadata @> $5) ORDER BY request_id DESC LIMIT $6""",
+            merchant_id, before, connection_id, meter_id, dict(metadata) if metadata else None, limit,
+        )  # fmt: skip
+
+    async def request(self, merchant_id: str, request_id: str) -> dict[str, Any] | None:
+        rows = await self._fetch("SELECT * FROM request WHERE merchant_id = $1 AND request_id = $2", merchant_id, request_id)
+        return rows[0] if rows else None
+
+    async def is_reachable(self) -> bool:
+        """True when Postgres answers. Raises StoreError when it cannot."""
+        return bool(await self._fetch("SELECT 1 AS one"))
+
+    async def _fetch(self, query: str, *args: Any) -> list[dict[str, Any]]:
+        try:
+            return [dict(row) for row in await self._pool.fetch(query, *args)]
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
+
+
+def _request(entry: OutboxEntry) -> tuple[Any, ...]:
+    """The request row. JSON parts travel as text inside the outbox row, so that their digits stay as they were."""
+    row = entry.row
+    return (
+        entry.request_id, row["merchant_id"], entry.wallet_id, row["connection_id"], row["meter_id"], row["meter_version"],
+        row["status"], row["outcome"], row["provenance"], row["provider"], row["provider_key_type"], row["model"],
+        row["endpoint"], row["api"], row["streamed"], row["response_id"], row["http_status"], row["billed"],
+        row["usage"].encode(), row["cost_nanos"], -entry.amount_nanos, row["breakdown"].encode(), row["price_version"],
+        _moment(row["priced_at_ms"]), row["service_tier"], row["tier_field"], row["tier_units"], entry.position, entry.flags,
+        entry.wseq, _json(row["metadata"]), _json(row["timings"]), _created(entry), at_ms(entry.at_ms),
+        row.get("spend_key_id"),
+    )  # fmt: skip
+
+
+def _created(entry: OutboxEntry) -> datetime:
+    try:
+        return created_at(entry.request_id)
+    except ValueError:
+        return at_ms(entry.at_ms)
+
+
+def _moment(milliseconds: int | None) -> datetime | None:
+    return None if milliseconds is None else at_ms(milliseconds)
+
+
+def _json(text: str | None) -> bytes | None:
+    return None if text is None else text.encode()
+
+
+def _ledger(entry: OutboxEntry) -> tuple[Any, ...]:
+    return (
+        entry.part, entry.epoch, entry.pseq, entry.wallet_id, entry.wseq, _KIND[entry.kind], entry.request_id,
+        entry.amount_nanos, entry.balance_nanos, entry.plan_nanos, entry.funds_nanos, entry.position, entry.flags,
+        entry.debt_nanos, entry.row.get("lot_key"), at_ms(entry.at_ms),
+    )  # fmt: skip
+
+
+def _legs(entry: OutboxEntry) -> list[tuple[Any, ...]]:
+    """Double entry: the wallet against the merchant's revenue or funding, and the provider's cost against the provider."""
+    merchant = f"merchant:{entry.row['merchant_id']}"
+    against = "revenue" if entry.kind == "s" else "funding"
+    amounts = [(f"wallet:{entry.wallet_id}", entry.amount_nanos), (f"{merchant}:{against}", -entry.amount_nanos)]
+    cost = entry.row.get("cost_nanos") or 0
+    if cost:
+        amounts += [(f"{merchant}:provider_cost", -cost), (f"provider:{entry.row['provider']}", cost)]
+    return [(entry.wallet_id, entry.wseq, account, amount, at_ms(entry.at_ms)) for account, amount in amounts]

@@ -1,0 +1,396 @@
+-- Every change of a balance, in one script: a batch of independent operations, each validated before it writes.
+--
+-- KEYS, five an operation, all in one billing partition:  m (partition state), x (open holds), o (outbox), w (wallet), h (record)
+--   {pNNNN}:m          HASH    state (ready|recovering)  ep (epoch)  pseq (outbox sequence)
+--   {pNNNN}:x          ZSET    request_id -> lease end, ms
+--   {pNNNN}:o          STREAM  id <ep>-<pseq>, fields s (packed facts) and r (the row, opaque JSON)
+--   {pNNNN}:w:<wallet> HASH    pa fa (available: plan, funds)  ph fh (held)  debt  seq  settled  credited  lots
+--                              t:<meter>:<cycle> (tier counters)
+--   {pNNNN}:h:<id>     STRING  "H|plan|funds|od|marks|fingerprint|wallet|row" while held, "S|charge|fingerprint" once ended
+--                              marks: 1 = linked to the plan, 2 = has scopes, 3 = both
+--   {pNNNN}:i:<digest> STRING  the request id of the call that has a caller's idempotency key
+--   {pNNNN}:q:<id>     STRING  a hold's scopes, only while held and only where it has some: "key;ceiling;tokens;cycle;spend_max|..."
+--   {pNNNN}:l:<scope>  HASH    limits' counters of a spend key or connection, which live and end with the holds:
+--                              ep open so (in this epoch: open holds and the sum of their ceilings)  tr ts (all calls, all charges)
+--                              rcy rc (calls of a cycle)  scy sp (settled charges of a cycle)  lu (last used, ms of business time)
+--                              rt ra, tt ta (buckets of calls and of tokens: level in 60,000ths, at which ms of TIME)
+-- ARGV: number of operations, then per operation its letter and its arguments (listed at each function).
+-- Amounts are nano-USD as decimal strings; |amount| <= 9e15 so that Lua's doubles are exact (2^53 = 9.007e15).
+-- Business time comes in as an argument; TIME is used for leases and rate windows only.
+-- Returns one array an operation: { code, ... } (listed at each function); E... means that nothing was changed, except E500 text:
+-- the operation failed in a way that should not exist (a key of another type, out of memory); its neighbours are not hurt.
+-- Keeps, per wallet: pa+ph = sum(plan lots); fa+fh = sum(funds lots) - debt; pa+fa+ph+fh + settled = credited;
+-- every settle and credit bumps seq by one and appends exactly one outbox entry.
+
+local MAX = 9000000000000000
+local t = redis.call('TIME')
+local now_ms = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
+
+local function str(n) return string.format('%.0f', n) end
+local function num(s) return tonumber(s or '0') end
+
+-- An amount from ARGV: an integer within bounds, or nil.
+local function amount(s)
+  local n = tonumber(s)
+  if n == nil or n ~= math.floor(n) or n < 0 or n > MAX then return nil end
+  return n
+end
+
+-- The partition's epoch when it is ready, else false; read once a call.
+local epochs = {}
+local function ready(m)
+  if epochs[m] == nil then
+    local meta = redis.call('HMGET', m, 'state', 'ep')
+    epochs[m] = meta[1] == 'ready' and meta[2] or false
+  end
+  return epochs[m]
+end
+
+-- Appends one outbox entry; packed facts: kind|id|wallet|wseq|amount|balance|plan|funds|position|flags|debt|at_ms
+local function emit(m, o, kind, id, wallet, seq, delta, balance, plan, funds, position, flags, debt, row)
+  local pseq = redis.call('HINCRBY', m, 'pseq', 1)
+  redis.call('XADD', o, epochs[m] .. '-' .. str(pseq), 's',
+    table.concat({ kind, id, wallet, str(seq), str(delta), str(balance), str(plan), str(funds), str(position), flags,
+      str(debt), str(now_ms) }, '|'), 'r', row)
+end
+
+-- Lots: "<pot>:<priority>:<expires_s>:<created_ms>:<lot_id>=<remaining>" joined by ','; sorted, so burn order is the string
+-- order (numbers are zero-padded by the caller). Takes `take` from the pot's lots; returns the new string and what was short.
+local function burn(lots, pot, take)
+  if take == 0 or lots == '' then return lots, take end
+  local kept = {}
+  for lot in string.gmatch(lots, '[^,]+') do
+    if take > 0 and string.sub(lot, 1, 1) == pot then
+      local eq = string.find(lot, '=', 1, true)
+      local left = tonumber(string.sub(lot, eq + 1))
+      local used = math.min(left, take)
+      take = take - used
+      if left > used then kept[#kept + 1] = string.sub(lot, 1, eq) .. str(left - used) end
+    else
+      kept[#kept + 1] = lot
+    end
+  end
+  return table.concat(kept, ','), take
+end
+
+local function insert_lot(lots, key, remaining)
+  local all = {}
+  for lot in string.gmatch(lots, '[^,]+') do all[#all + 1] = lot end
+  all[#all + 1] = key .. '=' .. str(remaining)
+  table.sort(all)
+  return table.concat(all, ',')
+end
+
+local ops = {}
+
+-- Scopes of a reserve, 11 arguments each: key rpm burst tpm concurrent request_cycle request_max spend_cycle spend_max tokens at_ms
+--   ('' = no such limit). All scopes are checked before any is counted.
+local SCOPE = 11
+
+-- What a bucket of `capacity` units holds now, in 60,000ths of a unit: it is full at first and gains per_minute units a minute.
+local function level(stored, at, capacity, per_minute)
+  if not stored then return capacity * 60000 end
+  return math.min(capacity * 60000, num(stored) + math.max(0, now_ms - num(at)) * per_minute)
+end
+
+-- The refusal of one scope, or nil and the fields to write when all are fine.
+--   refusal: { 'E429', scope index, kind (n concurrent, r rate, c count, t tokens, s spend), limit, remaining, wait_ms ('' unknown), now_ms }
+local function check_scope(m, j, index, want)
+  local key, rpm, tpm, most = ARGV[j], tonumber(ARGV[j + 1]), tonumber(ARGV[j + 3]), tonumber(ARGV[j + 4])
+  local rcy, rmax, scy, smax, tokens = ARGV[j + 5], tonumber(ARGV[j + 6]), ARGV[j + 7], tonumber(ARGV[j + 8]), num(ARGV[j + 9])
+  local f = redis.call('HMGET', key, 'ep', 'open', 'so', 'rt', 'ra', 'tt', 'ta', 'rcy', 'rc', 'scy', 'sp')
+  local same = f[1] == epochs[m]
+  local open, so = same and num(f[2]) or 0, same and num(f[3]) or 0
+  local rc, sp = f[8] == rcy and num(f[9]) or 0, f[10] == scy and num(f[11]) or 0
+  local function no(kind, limit, remaining, wait)
+    return { 'E429', tostring(index), kind, str(limit), str(math.max(0, remaining)), wait and str(math.ceil(wait)) or '', str(now_ms) }
+  end
+  if most and open + 1 > most then return no('n', most, 0, 1000) end
+  local fields = { 'ep', epochs[m], 'open', str(open + 1), 'so', str(so + want), 'lu', ARGV[j + 10], 'rcy', rcy, 'rc', str(rc + 1) }
+  if rpm then
+    local now_level = level(f[4], f[5], tonumber(ARGV[j + 2]) or rpm, rpm)
+    if now_level < 60000 then return no('r', rpm, 0, (60000 - now_level) / rpm) end
+    fields[#fields + 1], fields[#fields + 2], fields[#fields + 3], fields[#fields + 4] = 'rt', str(now_level - 60000), 'ra', str(now_ms)
+  end
+  if rmax and rc + 1 > rmax then return no('c', rmax, rmax - rc) end
+  if tpm then
+    local now_level = level(f[6], f[7], tpm, tpm)
+    if now_level < tokens * 60000 then
+      return no('t', tpm, math.floor(now_level / 60000), tokens <= tpm and (tokens * 60000 - now_level) / tpm or nil)
+    end
+    fields[#fields + 1], fields[#fields + 2], fields[#fields + 3], fields[#fields + 4] =
+      'tt', str(now_level - tokens * 60000), 'ta', str(now_ms)
+  end
+  if smax and sp + so + want > smax then return no('s', smax, smax - sp - so) end
+  if f[10] ~= scy then
+    fields[#fields + 1], fields[#fields + 2], fields[#fields + 3], fields[#fields + 4] = 'scy', scy, 'sp', '0'
+  end
+  return nil, fields
+end
+
+local function scopes_key(k, id) return string.match(k.m, '^(.*):m$') .. ':q:' .. id end
+
+-- V reserve: id amount fingerprint lease_ms overdraft linked tier_field row n_scopes, then each scope's arguments
+--   { 'H', plan, funds, tier_counter } held | { '=H', ... } the same call again | E402 {spendable, held} | E404 | E409 | E410 ended
+--   | E429 (see check_scope) | E503 recovering.
+ops.V = { n = 9, has_scopes = true, run = function(k, i)
+  local id, want, fp, lease = ARGV[i], amount(ARGV[i + 1]), ARGV[i + 2], tonumber(ARGV[i + 3])
+  local od, linked, tier, row, n_scopes = amount(ARGV[i + 4]), ARGV[i + 5] == '1', ARGV[i + 6], ARGV[i + 7], tonumber(ARGV[i + 8])
+  local after = i + 9 + n_scopes * SCOPE
+  if not ready(k.m) then return { 'E503' }, after end
+  if want == nil or od == nil then return { 'E400' }, after end
+  local held = redis.call('GET', k.h)
+  if held then
+    local plan, funds, fp0 = string.match(held, '^H|(%d+)|(%d+)|%d+|%d|([^|]*)|')
+    if not plan then return { 'E410' }, after end
+    if fp0 ~= fp then return { 'E409' }, after end
+    return { '=H', plan, funds, tier ~= '' and redis.call('HGET', k.w, tier) or '0' }, after
+  end
+  local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', tier ~= '' and tier or 'seq')
+  if not w[1] then return { 'E404' }, after end
+  local pa, fa, ph, fh = num(w[2]), num(w[3]), num(w[4]), num(w[5])
+  local plan = linked and math.max(0, math.min(pa, want)) or 0
+  local funds = want - plan
+  if funds > 0 and fa + od < funds then
+    return { 'E402', str((linked and math.max(pa, 0) or 0) + fa + od), str(ph + fh) }, after
+  end
+  if n_scopes > 0 then
+    local writes, parts = {}, {}
+    for n = 1, n_scopes do
+      local j = i + 9 + (n - 1) * SCOPE
+      local refusal, fields = check_scope(k.m, j, n - 1, want)
+      if refusal then return refusal, after end
+      writes[n] = fields
+      parts[n] = table.concat({ ARGV[j], str(want), ARGV[j + 3] ~= '' and ARGV[j + 9] or '', ARGV[j + 7], ARGV[j + 8] }, ';')
+    end
+    for n = 1, n_scopes do
+      local key = ARGV[i + 9 + (n - 1) * SCOPE]
+      redis.call('HSET', key, unpack(writes[n]))
+      redis.call('HINCRBY', key, 'tr', 1)
+    end
+    redis.call('SET', scopes_key(k, id), table.concat(parts, '|'))
+  end
+  if want > 0 then redis.call('HSET', k.w, 'pa', str(pa - plan), 'fa', str(fa - funds), 'ph', str(ph + plan), 'fh', str(fh + funds)) end
+  local marks = (linked and 1 or 0) + (n_scopes > 0 and 2 or 0)
+  redis.call('SET', k.h, table.concat({ 'H', str(plan), str(funds), str(od), str(marks), fp, k.wallet, row }, '|'))
+  redis.call('ZADD', k.x, str(now_ms + lease), id)
+  return { 'H', str(plan), str(funds), tier ~= '' and (w[6] or '0') or '0' }, after
+end }
+
+-- W reserve once: claim keep_ms, then V's arguments. The claim (a digest of the caller's idempotency key) names the call that has it.
+--   As V | { 'E411', first id, H running or S ended, its charge ('' not known any more) } another call has this key; nothing was changed.
+--   A first call that ended with nothing delivered (settled with the fingerprint 'n') gives its key back. One that V refuses claims none.
+ops.W = { n = ops.V.n + 2, has_scopes = true, run = function(k, i)
+  local id = ARGV[i + 2]
+  local claim = string.match(k.m, '^(.*):m$') .. ':i:' .. ARGV[i]
+  local first = redis.call('GET', claim)
+  if first and first ~= id then
+    local record = redis.call('GET', string.sub(k.h, 1, #k.h - #id) .. first)
+    if record ~= 'S|0|n' then
+      local charge = record and string.match(record, '^S|(%d+)|')
+      local state = record and string.sub(record, 1, 1) == 'H' and 'H' or 'S'
+      return { 'E411', first, state, charge or '' }, i + 11 + tonumber(ARGV[i + 10]) * SCOPE
+    end
+  end
+  local reply, after = ops.V.run(k, i + 2)
+  if reply[1] == 'H' then redis.call('SET', claim, id, 'PX', ARGV[i + 1]) end
+  return reply, after
+end }
+
+local function is_linked(marks) return marks == '1' or marks == '3' end
+local function has_scopes(marks) return marks == '2' or marks == '3' end
+
+-- One pass over a hold's scopes: f(key, ceiling, tokens ('' not limited), cycle, spend_max ('' not limited)).
+local function each_scope(text, f)
+  for part in string.gmatch(text, '[^|]+') do
+    f(string.match(part, '^(.-);(%d+);(%d*);([^;]*);(%d*)$'))
+  end
+end
+
+-- A hold with scopes has ended: its slot and its ceiling are free again, its charge is spent, unused tokens go back.
+local function close_scopes(k, id, charge, tokens)
+  local q = scopes_key(k, id)
+  each_scope(redis.call('GET', q) or '', function(key, ceiling, reserved, cycle)
+    local f = redis.call('HMGET', key, 'ep', 'scy')
+    if not f[1] then return end  -- deleted meanwhile
+    if f[1] == epochs[k.m] then
+      redis.call('HINCRBY', key, 'open', -1)
+      redis.call('HINCRBY', key, 'so', str(0 - num(ceiling)))
+    end
+    if f[2] == cycle then redis.call('HINCRBY', key, 'sp', str(charge)) end
+    redis.call('HINCRBY', key, 'ts', str(charge))
+    if reserved ~= '' and tokens then redis.call('HINCRBY', key, 'tt', str((num(reserved) - tokens) * 60000)) end
+  end)
+  redis.call('DEL', q)
+end
+
+-- Raises the ceiling of a hold's scopes by `more`, or answers what is left of the narrowest spend limit and changes nothing.
+local function extend_scopes(k, id, more)
+  local q = scopes_key(k, id)
+  local left, keys, parts = nil, {}, {}
+  each_scope(redis.call('GET', q) or '', function(key, ceiling, reserved, cycle, smax)
+    if smax ~= '' then
+      local f = redis.call('HMGET', key, 'scy', 'sp', 'so')
+      local free = num(smax) - (f[1] == cycle and num(f[2]) or 0) - num(f[3])
+      if free < more then left = math.max(0, math.min(left or free, free)) end
+    end
+    keys[#keys + 1] = key
+    parts[#parts + 1] = table.concat({ key, str(num(ceiling) + more), reserved, cycle, smax }, ';')
+  end)
+  if left then return left end
+  for _, key in ipairs(keys) do redis.call('HINCRBY', key, 'so', str(more)) end
+  if #parts > 0 then redis.call('SET', q, table.concat(parts, '|')) end
+end
+
+-- S settle: id charge units tier_field position_lo position_hi fingerprint row keep_ms mode overdraft linked tokens ('' unknown)
+--   mode: held (only an open hold) | late (a hold, else a direct debit, flagged) | due (only a hold whose lease has ended)
+--         | report (never a hold: a debit deduplicated by the record, whose fingerprint must match)
+--   { 'S', balance, position, flags, wseq } | { '=S', charge } ended before | { 'RETRY', tier_counter } priced for another position
+--   | E404 no hold | E409 same id, other content | E425 lease not ended | E503
+--   flags: l = without a hold, o = above the hold, b = balance below -od afterwards, d = below zero within -od
+ops.S = { n = 13, run = function(k, i)
+  local id, charge, units, tier = ARGV[i], amount(ARGV[i + 1]), amount(ARGV[i + 2]), ARGV[i + 3]
+  local lo, hi, fp, row = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]), ARGV[i + 6], ARGV[i + 7]
+  local keep, mode, after = ARGV[i + 8], ARGV[i + 9], i + 13
+  if not ready(k.m) then return { 'E503' }, after end
+  if charge == nil or units == nil then return { 'E400' }, after end
+  local record = redis.call('GET', k.h)
+  local hp, hf, od, linked, scoped, flags = 0, 0, num(ARGV[i + 10]), ARGV[i + 11] == '1', false, ''
+  if record and string.sub(record, 1, 1) == 'S' then
+    local z, fp0 = string.match(record, '^S|(%d+)|(.*)$')
+    if mode == 'report' and fp0 ~= fp then return { 'E409' }, after end
+    return { '=S', z }, after
+  elseif record then
+    if mode == 'report' then return { 'E409' }, after end
+    local p, f, d, l = string.match(record, '^H|(%d+)|(%d+)|(%d+)|(%d)|')
+    hp, hf, od, linked, scoped = num(p), num(f), num(d), is_linked(l), has_scopes(l)
+    if mode == 'due' and num(redis.call('ZSCORE', k.x, id)) > now_ms then return { 'E425' }, after end
+  elseif mode == 'late' then
+    flags = 'l'
+  elseif mode ~= 'report' then
+    return { 'E404' }, after
+  end
+  local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', tier ~= '' and tier or 'seq')
+  if not w[1] then return { 'E404' }, after end
+  local position = tier ~= '' and num(w[8] or '0') or 0
+  if tier ~= '' and (position < lo or position > hi) then return { 'RETRY', str(position) }, after end
+  local pa, fa, ph, fh, debt = num(w[2]) + hp, num(w[3]) + hf, num(w[4]) - hp, num(w[5]) - hf, num(w[6])
+  local held = hp + hf
+  local plan
+  if charge <= held then plan = math.min(charge, hp) else plan = linked and math.max(0, math.min(charge, pa)) or 0 end
+  local funds = charge - plan
+  pa, fa = pa - plan, fa - funds
+  if math.abs(fa) > MAX then return { 'E400' }, after end
+  local lots, short_plan, short_funds = w[7] or '', 0, 0
+  lots, short_plan = burn(lots, 'p', plan)
+  lots, short_funds = burn(lots, 'f', funds)
+  debt = debt + short_plan + short_funds
+  if record and charge > held then flags = flags .. 'o' end
+  if charge > 0 and fa < 0 then flags = flags .. (fa < -od and 'b' or 'd') end
+  local seq = num(w[1]) + 1
+  redis.call('HSET', k.w, 'seq', str(seq), 'pa', str(pa), 'fa', str(fa), 'ph', str(ph), 'fh', str(fh), 'debt', str(debt), 'lots', lots)
+  if charge > 0 then redis.call('HINCRBY', k.w, 'settled', ARGV[i + 1]) end
+  if tier ~= '' and units > 0 then redis.call('HINCRBY', k.w, tier, ARGV[i + 2]) end
+  redis.call('SET', k.h, 'S|' .. str(charge) .. '|' .. fp, 'PX', keep)
+  if record then redis.call('ZREM', k.x, id) end
+  if scoped then pcall(close_scopes, k, id, charge, tonumber(ARGV[i + 12])) end  -- a counter never stops money half-way
+  local balance = pa + fa + ph + fh
+  emit(k.m, k.o, 's', id, k.wallet, seq, -charge, balance, plan, funds, position, flags, debt, row)
+  return { 'S', str(balance), str(position), flags, str(seq) }, after
+end }
+
+-- L lease: id lease_ms row          { 'L' } lease moved on and checkpoint row kept | E404 no open hold
+ops.L = { n = 3, run = function(k, i)
+  local id, after = ARGV[i], i + 3
+  local record = redis.call('GET', k.h)
+  local head = record and string.match(record, '^(H|%d+|%d+|%d+|%d|[^|]*|[^|]*|)')
+  if not head then return { 'E404' }, after end
+  redis.call('SET', k.h, head .. ARGV[i + 2])
+  redis.call('ZADD', k.x, 'XX', str(now_ms + tonumber(ARGV[i + 1])), id)
+  return { 'L' }, after
+end }
+
+-- E extend: id target               { 'E', plan, funds } held is now `target` | { '=E', plan, funds } it was that much already
+--   | E400 | E402 {spendable, held} | E404 no open hold | E503. By the reserve's rules (its overdraft line, its link to the plan), all
+--   or nothing. "Raise to", not "add": a repeat is harmless.
+ops.E = { n = 2, run = function(k, i)
+  local want, after = amount(ARGV[i + 1]), i + 2
+  if not ready(k.m) then return { 'E503' }, after end
+  if want == nil then return { 'E400' }, after end
+  local record = redis.call('GET', k.h)
+  local hp, hf, od, linked, rest = string.match(record or '', '^H|(%d+)|(%d+)|(%d+)|(%d)(|.*)$')
+  if not hp then return { 'E404' }, after end
+  local plan0, funds0 = num(hp), num(hf)
+  local more = want - plan0 - funds0
+  if more <= 0 then return { '=E', hp, hf }, after end
+  local w = redis.call('HMGET', k.w, 'pa', 'fa', 'ph', 'fh')
+  if not w[1] then return { 'E404' }, after end
+  local pa, fa, ph, fh = num(w[1]), num(w[2]), num(w[3]), num(w[4])
+  local plan = is_linked(linked) and math.max(0, math.min(pa, more)) or 0
+  local funds = more - plan
+  if funds > 0 and fa + num(od) < funds then
+    return { 'E402', str((is_linked(linked) and math.max(pa, 0) or 0) + fa + num(od)), str(ph + fh) }, after
+  end
+  if has_scopes(linked) then
+    local left = extend_scopes(k, ARGV[i], more)
+    if left then return { 'E402', str(left), str(ph + fh) }, after end
+  end
+  redis.call('HSET', k.w, 'pa', str(pa - plan), 'fa', str(fa - funds), 'ph', str(ph + plan), 'fh', str(fh + funds))
+  redis.call('SET', k.h, table.concat({ 'H', str(plan0 + plan), str(funds0 + funds), od, linked }, '|') .. rest)
+  return { 'E', str(plan0 + plan), str(funds0 + funds) }, after
+end }
+
+-- C credit: id amount lot_key row keep_ms     { 'C', balance, wseq } | { '=C' } was credited before | E400 | E404 | E503
+--   A funds credit pays the debt first; what remains becomes a lot.
+ops.C = { n = 5, run = function(k, i)
+  local id, value, lot_key, row, keep, after = ARGV[i], amount(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], i + 5
+  if not ready(k.m) then return { 'E503' }, after end
+  if value == nil or value == 0 then return { 'E400' }, after end
+  if redis.call('EXISTS', k.h) == 1 then return { '=C' }, after end
+  local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots')
+  if not w[1] then return { 'E404' }, after end
+  local pa, fa, ph, fh, debt = num(w[2]), num(w[3]), num(w[4]), num(w[5]), num(w[6])
+  if pa + fa + ph + fh + value > MAX then return { 'E400' }, after end
+  local plan, left = 0, value
+  if string.sub(lot_key, 1, 1) == 'p' then
+    plan = value
+    pa = pa + value
+  else
+    fa = fa + value
+    local paid = math.min(debt, value)
+    debt, left = debt - paid, value - paid
+  end
+  local lots = w[7] or ''
+  if left > 0 then lots = insert_lot(lots, lot_key, left) end
+  local seq = num(w[1]) + 1
+  redis.call('HSET', k.w, 'seq', str(seq), 'pa', str(pa), 'fa', str(fa), 'debt', str(debt), 'lots', lots)
+  redis.call('HINCRBY', k.w, 'credited', ARGV[i + 1])
+  redis.call('SET', k.h, 'C|' .. str(value), 'PX', keep)
+  local balance = pa + fa + ph + fh
+  emit(k.m, k.o, 'c', id, k.wallet, seq, value, balance, plan, value - plan, 0, '', debt, row)
+  return { 'C', str(balance), str(seq) }, after
+end }
+
+-- O open a wallet at zero: -         { 'O' } | { '=O' } exists | E503
+ops.O = { n = 0, run = function(k, i)
+  if not ready(k.m) then return { 'E503' }, i end
+  if redis.call('EXISTS', k.w) == 1 then return { '=O' }, i end
+  redis.call('HSET', k.w, 'seq', '0', 'pa', '0', 'fa', '0', 'ph', '0', 'fh', '0', 'debt', '0', 'settled', '0', 'credited', '0', 'lots', '')
+  return { 'O' }, i
+end }
+
+local replies = {}
+local i = 2
+for n = 1, tonumber(ARGV[1]) do
+  local b = (n - 1) * 5
+  local w = KEYS[b + 4]
+  local k = { m = KEYS[b + 1], x = KEYS[b + 2], o = KEYS[b + 3], w = w, h = KEYS[b + 5], wallet = string.match(w, ':w:(.*)$') }
+  local op = ops[ARGV[i]]
+  local ok, answer, after = pcall(op.run, k, i + 1)
+  if not ok then
+    answer = { 'E500', tostring(type(answer) == 'table' and answer.err or answer) }
+    after = i + 1 + op.n + (op.has_scopes and SCOPE * tonumber(ARGV[i + op.n]) or 0)
+  end
+  replies[n], i = answer, after
+end
+return replies
