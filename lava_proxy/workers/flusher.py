@@ -1,0 +1,76 @@
+"""Outbox -> Postgres: rows and mark in one transaction, then the trim. Killed anywhere, the next read starts at the mark."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+
+import structlog
+
+from lava_proxy.domain.errors import StoreError
+from lava_proxy.settings import Flusher as FlusherSettings
+from lava_proxy.stores.ledger_store import Fenced, LedgerStore, Marks
+from lava_proxy.stores.outbox import Outbox
+
+_log = structlog.get_logger("flusher")
+
+
+class Flusher:
+    """One owner of the marks; a second flusher is fenced by them."""
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        ledger: LedgerStore,
+        settings: FlusherSettings,
+        *,
+        after_commit: Callable[[], None] | None = None,
+    ) -> None:
+        """`after_commit` runs between COMMIT and trim: where the kill tests strike."""
+        self._outbox = outbox
+        self._ledger = ledger
+        self._settings = settings
+        self._marks: Marks | None = None
+        self._first = 0
+        self._after_commit = after_commit
+
+    async def run_once(self, *, wait: bool = True) -> int:
+        """Flush one batch; how many rows. Waits a little for the first row when `wait`."""
+        if self._marks is None:
+            marks = await self._ledger.marks()
+            await self._outbox.trim(marks)  # what an earlier flusher committed and did not live to trim
+            self._marks = marks
+        rows_max = self._settings.batch_rows_max
+        # The stream read first changes with each batch, so that under a backlog every partition has its turn.
+        turn = sorted(self._marks, key=lambda part: part < self._first)
+        entries = await self._outbox.read(
+            {part: self._marks[part] for part in turn}, max(1, rows_max // 8), self._settings.idle_wait_ms if wait else None
+        )
+        if len(entries) > rows_max:
+            entries = entries[:rows_max]
+            self._first = entries[-1].part
+        if not entries:
+            return 0
+        try:
+            committed = await self._ledger.flush(entries, self._marks)
+        except (Fenced, StoreError):
+            self._marks = None
+            raise
+        if self._after_commit is not None:
+            self._after_commit()
+        self._marks.update(committed)
+        await self._outbox.trim(committed)
+        return len(entries)
+
+    async def flush_all(self) -> int:
+        """Flush until the outbox is empty."""
+        total = 0
+        while flushed := await self.run_once(wait=False):
+            total += flushed
+        return total
+
+
+def kill_self() -> None:
+    """For the kill tests: die at once, as by `kill -9`."""
+    os.kill(os.getpid(), signal.SIGKILL)
