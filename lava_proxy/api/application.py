@@ -1,0 +1,78 @@
+"""The control plane's web application, put together: every route, and the middlewares from the outside in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from aiohttp import web
+
+from lava_proxy.api.authentication import authentication
+from lava_proxy.api.connections import Connections
+from lava_proxy.api.customers import Customers
+from lava_proxy.api.envelope import BODY_BYTES_MAX, add_common_headers, answer_errors, bound_body
+from lava_proxy.api.health import REMEMBER_S, Health, HealthPages
+from lava_proxy.api.meters import Meters
+from lava_proxy.api.models import Models
+from lava_proxy.api.requests import Requests
+from lava_proxy.api.spend_keys import SpendKeys
+from lava_proxy.api.status_page import StatusPage
+from lava_proxy.api.unbuilt import unbuilt_routes
+from lava_proxy.api.wallet import Wallet
+from lava_proxy.providers.model_list import ListedModel
+from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.ledger_store import LedgerStore
+from lava_proxy.stores.outbox import Outbox
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiDependencies:
+    """What the API needs. `metrics` returns the exposition text; `clock` is business time.
+
+    `status_links` (label -> address) and, with `dev`, `first_call` (a command to paste) are shown on the status page, which
+    anybody who reaches the port can read.
+    """
+
+    catalog: CatalogStore
+    ledger: LedgerStore
+    outbox: Outbox
+    price_version: str
+    metrics: Callable[[], bytes]
+    started_at: datetime
+    models: Sequence[ListedModel] = ()
+    dev: bool = False
+    status_links: Mapping[str, str] = field(default_factory=dict)
+    first_call: str | None = field(default=None, repr=False)
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    health_remember_s: float = REMEMBER_S
+
+
+def build_application(deps: ApiDependencies) -> web.Application:
+    """The application; it opens and closes nothing of what it was given."""
+    application = web.Application(
+        client_max_size=BODY_BYTES_MAX, middlewares=[answer_errors, bound_body, authentication(deps.catalog)]
+    )
+    application.on_response_prepare.append(add_common_headers)
+    health = Health(deps.outbox, deps.ledger, remember_s=deps.health_remember_s)
+    status_page = StatusPage(
+        health,
+        started_at=deps.started_at,
+        price_version=deps.price_version,
+        links=deps.status_links,
+        first_call=deps.first_call if deps.dev else None,
+    )
+    for routes in (
+        Requests(deps.catalog, deps.ledger).routes(),
+        Customers(deps.catalog, deps.outbox).routes(),
+        Connections(deps.catalog, deps.outbox, deps.clock).routes(),
+        Meters(deps.catalog).routes(),
+        SpendKeys(deps.catalog, deps.outbox, deps.clock).routes(),
+        Models(deps.models, deps.clock).routes(),
+        Wallet(deps.outbox).routes(),
+        HealthPages(health, deps.metrics, deps.price_version).routes(),
+        status_page.routes(),
+        unbuilt_routes(),
+    ):
+        application.add_routes(routes)
+    return application

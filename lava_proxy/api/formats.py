@@ -1,0 +1,56 @@
+"""How values look in answers: timestamps, lists, balances."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from lava_proxy.domain.money import format_usd
+from lava_proxy.stores.outbox import WalletState
+
+MICROSECONDS_PER_SECOND = 1_000_000
+
+
+def timestamp(at: datetime) -> str:
+    """ISO 8601 in UTC to the second, such as 2026-01-31T08:35:42Z."""
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def seconds(microseconds: int) -> int | Decimal:
+    """Exact seconds: a whole number where it is one."""
+    whole, rest = divmod(microseconds, MICROSECONDS_PER_SECOND)
+    return whole if not rest else (Decimal(microseconds) / MICROSECONDS_PER_SECOND).normalize()
+
+
+def listing(items: Sequence[dict[str, Any]], limit: int, id_field: str) -> dict[str, Any]:
+    """{"data", "has_more", "next_cursor"} from up to limit + 1 items; next_cursor only when there is more."""
+    shown = list(items[:limit])
+    if len(items) <= limit:
+        return {"data": shown, "has_more": False}
+    return {"data": shown, "has_more": True, "next_cursor": shown[-1][id_field]}
+
+
+def balance_fields(state: WalletState | None) -> dict[str, Any]:
+    """A wallet's live figures as decimal dollars with ten places; null when the wallet is not known at the moment.
+
+    `balance` is everything, what open calls hold included; `balance_available` can be spent now and is negative below zero.
+    """
+    if state is None:
+        return {"balance": None, "balance_available": None, "balance_held": None, "pots": None}
+    return {
+        "balance": format_usd(state.balance_nanos),
+        "balance_available": format_usd(state.plan_available + state.funds_available),
+        "balance_held": format_usd(state.plan_held + state.funds_held),
+        "pots": {
+            "plan": {"available": format_usd(state.plan_available), "held": format_usd(state.plan_held)},
+            "funds": {"available": format_usd(state.funds_available), "held": format_usd(state.funds_held)},
+        },
+    }
+
+
+def short_usd(nanos: int) -> str:
+    """Exact dollars with at least two places: 50.00, 49.9993."""
+    text = format_usd(nanos, 9)
+    return text[:-7] + text[-7:].rstrip("0")

@@ -1,0 +1,114 @@
+"""GET /v1/requests and /v1/requests/{id}: what each call used, cost and was charged."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from lava_proxy.api.authentication import merchant_of
+from lava_proxy.api.envelope import json_response
+from lava_proxy.api.formats import listing
+from lava_proxy.api.queries import Query, path_reference
+from lava_proxy.api.request_object import request_object
+from lava_proxy.domain.catalog import MeterVersion
+from lava_proxy.domain.errors import NotFound
+from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.ids import created_ms
+from lava_proxy.stores.ledger_store import LedgerStore
+
+# A call that has just ended is on its way to Postgres for some hundred milliseconds. Its id is as old as the call was long, so
+# ids of the last hour are waited for.
+_AWAITED_AGE_MS = 3_600_000
+_WAIT_S = 1.5
+_POLL_S = 0.05
+_VERSIONS_MAX = 10_000
+
+
+class Requests:
+    """The request resource, read-only."""
+
+    def __init__(self, catalog: CatalogStore, ledger: LedgerStore) -> None:
+        self._catalog = catalog
+        self._ledger = ledger
+        self._versions: dict[int, MeterVersion | None] = {}
+
+    def routes(self) -> list[web.RouteDef]:
+        return [web.get("/v1/requests", self.many), web.get("/v1/requests/{request_id}", self.one)]
+
+    async def many(self, request: web.Request) -> web.Response:
+        """Newest first, filtered by customer, meter and metadata."""
+        query = Query(request.query)
+        page, metadata = query.page("req"), query.metadata_filters()
+        customer, meter = query.text("customer_id", "connection_id"), query.text("meter_id", "product_id")
+        query.check()
+        merchant_id = merchant_of(request).merchant_id
+        connection_id = await self._connection_id(merchant_id, customer) if customer else None
+        meter_id = await self._meter_id(merchant_id, meter) if meter else None
+        if (customer and connection_id is None) or (meter and meter_id is None):
+            return json_response(listing([], page.limit, "request_id"))
+        rows = await self._ledger.requests(
+            merchant_id,
+            before=page.before,
+            limit=page.limit + 1,
+            connection_id=connection_id,
+            meter_id=meter_id,
+            metadata=metadata or None,
+        )
+        return json_response(listing([await self._shown(row) for row in rows], page.limit, "request_id"))
+
+    async def one(self, request: web.Request) -> web.Response:
+        """One request; one that has only just ended is waited for a moment."""
+        row = await self._row(merchant_of(request).merchant_id, path_reference(request, "request_id"))
+        if row is None:
+            raise NotFound("No request of yours has this id. A call that is still running appears here when it has ended.")
+        return json_response(await self._shown(row))
+
+    async def _row(self, merchant_id: str, request_id: str) -> dict[str, Any] | None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + (_WAIT_S if _is_awaited(request_id) else 0)
+        while True:
+            row = await self._ledger.request(merchant_id, request_id)
+            if row is not None or loop.time() >= until:
+                return row
+            await asyncio.sleep(_POLL_S)
+
+    async def _connection_id(self, merchant_id: str, reference: str) -> str | None:
+        """The id behind a filter; an id is used as it is when unknown, for deleted customers keep their requests."""
+        found = await self._catalog.connection(merchant_id, reference)
+        if found is not None:
+            return found.connection_id
+        return reference if reference.startswith("con_") else None
+
+    async def _meter_id(self, merchant_id: str, reference: str) -> str | None:
+        found = await self._catalog.meter(merchant_id, reference)
+        if found is not None:
+            return found.meter_id
+        return reference if reference.startswith("prd_") else None
+
+    async def _shown(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        return request_object(row, await self._version(row["meter_version"]))
+
+    async def _version(self, version_id: int | None) -> MeterVersion | None:
+        """Meter versions never change, so each is read once."""
+        if version_id is None:
+            return None
+        if version_id not in self._versions:
+            if len(self._versions) >= _VERSIONS_MAX:
+                self._versions.clear()
+            self._versions[version_id] = await self._catalog.meter_version(version_id)
+        return self._versions[version_id]
+
+
+def _is_awaited(request_id: str) -> bool:
+    """Could this call have ended a moment ago? Hosts' clocks may differ a little either way."""
+    if not request_id.startswith("req_"):
+        return False
+    try:
+        age_ms = time.time_ns() // 1_000_000 - created_ms(request_id)
+    except ValueError:
+        return False
+    return -10_000 <= age_ms <= _AWAITED_AGE_MS

@@ -1,0 +1,64 @@
+"""What clients know and this version does not have yet: each answers 501 with a sentence, so that nobody takes it for a typo."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from lava_proxy.domain.errors import CallerError
+
+_ONE = "{id}"
+# Path under /v1/ -> methods. A GET route answers HEAD too.
+UNBUILT: dict[str, str] = {
+    "auth/callback": "POST",
+    "services": "GET",
+    "usage": "GET",
+    "requests": "POST",
+    "customers": "POST",
+    f"customers/{_ONE}": "PATCH DELETE",
+    f"customers/{_ONE}/subscription": "GET",
+    f"connections/{_ONE}": "DELETE",
+    f"connections/{_ONE}/subscription": "GET",
+    "meters": "POST",
+    f"meters/{_ONE}": "PATCH DELETE",
+    "checkout_sessions": "GET POST",
+    f"checkout_sessions/{_ONE}": "GET",
+    "plans": "GET POST",
+    f"plans/{_ONE}": "GET PATCH DELETE",
+    f"plans/{_ONE}/archive": "POST",
+    "subscription_configs": "GET POST",
+    f"subscription_configs/{_ONE}": "GET PATCH DELETE",
+    "subscriptions": "GET POST",
+    f"subscriptions/{_ONE}": "PATCH DELETE",
+    "credit_bundles": "GET",
+    f"credit_bundles/{_ONE}": "GET",
+    "webhooks": "GET POST",
+    f"webhooks/{_ONE}": "GET PATCH DELETE",
+    "secret_keys": "GET POST",
+    f"secret_keys/{_ONE}": "DELETE",
+    "wallet_keys": "GET",
+    f"wallet_keys/{_ONE}": "DELETE",
+    f"wallet_keys/{_ONE}/rotate": "POST",
+    "wallet/fund": "POST",
+    "payment_methods": "GET",
+    "flex/checkout_sessions": "POST",
+    "flex/customers": "GET",
+    f"flex/customers/{_ONE}/balance": "GET",
+    "subscription-configs": "GET POST",
+    f"subscription-configs/{_ONE}": "GET PUT DELETE",
+    "active-subscriptions": "GET",
+    f"active-subscriptions/{_ONE}": "GET DELETE",
+}
+
+
+def unbuilt_routes() -> list[web.RouteDef]:
+    """A route for every path and method of UNBUILT."""
+    return [web.route(method, f"/v1/{path}", _refuse) for path, methods in UNBUILT.items() for method in methods.split()]
+
+
+async def _refuse(request: web.Request) -> web.StreamResponse:
+    await request.read()  # bounded; the connection stays usable
+    resource = request.match_info.route.resource
+    assert resource is not None
+    raise CallerError(
+        f"{request.method} {resource.canonical} is not built in this version yet.", code="not_implemented", status=501
+    )
