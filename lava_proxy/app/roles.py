@@ -1,0 +1,290 @@
+"""The three roles, composed: gateway worker, control process, background worker. Each runs until SIGTERM, then ends in order."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import structlog
+import uvloop
+from aiohttp import web
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from lava_proxy import tasks, telemetry
+from lava_proxy.api.application import ApiDependencies, build_application
+from lava_proxy.app.run_config import RunConfig, business_clock
+from lava_proxy.billing.funding import Funding
+from lava_proxy.billing.rating import Rating
+from lava_proxy.domain.errors import LavaError
+from lava_proxy.domain.prices import PriceBook
+from lava_proxy.gateway.worker import GatewayWorker
+from lava_proxy.providers.model_list import listed_models
+from lava_proxy.providers.prices_source import load_price_book
+from lava_proxy.providers.registry import Registry, load_registry
+from lava_proxy.settings import Settings
+from lava_proxy.stores import outbox as outbox_module
+from lava_proxy.stores import postgres
+from lava_proxy.stores.balance_store import BalanceStore
+from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.hot_redis import HotRedis
+from lava_proxy.stores.ledger_store import LedgerStore
+from lava_proxy.stores.outbox import Outbox
+from lava_proxy.stores.vault import Vault
+from lava_proxy.workers.credit_applier import CreditApplier
+from lava_proxy.workers.drift import Drift
+from lava_proxy.workers.flusher import Flusher, kill_self
+from lava_proxy.workers.hold_reaper import HoldReaper
+from lava_proxy.workers.recovery import Recovery
+
+_PR_SET_PDEATHSIG = 1
+_SMALL_BATCH_ROWS = 500
+_GATHER_S = 0.03
+_DRIFT_ROUND_S = 5.0  # a partition; all of them in about five minutes
+_OUTAGES: tuple[type[Exception], ...] = (LavaError, RedisError, OSError, *postgres.Failures)
+_log = structlog.get_logger("roles")
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """The stores every role builds the same way."""
+
+    redis: Redis
+    hot: HotRedis
+    outbox: Outbox
+    balances: BalanceStore
+    pool: postgres.Pool
+    catalog: CatalogStore
+    ledger: LedgerStore
+
+    async def close(self) -> None:
+        await self.hot.stop()
+        await self.redis.aclose()
+        await postgres.close(self.pool)
+
+
+async def open_stores(config: RunConfig, settings: Settings, *, pool_max: int, require_verified: bool = True) -> Stores:
+    """Connect to both engines; Postgres must answer, Redis may come later."""
+    redis = outbox_module.connect(config.redis_url)
+    hot = HotRedis(
+        config.redis_url,
+        timeout_s=settings.redis.timeout_s,
+        connect_wait_s=settings.redis.connect_wait_s,
+        require_verified=require_verified,
+    )
+    await hot.start()
+    pool = await postgres.connect(config.database_url, size_max=pool_max)
+    return Stores(
+        redis,
+        hot,
+        Outbox(redis),
+        BalanceStore(hot),
+        pool,
+        CatalogStore(pool, Vault(config.master_key, (config.previous_master_key,))),
+        LedgerStore(pool),
+    )
+
+
+def registry_of(config: RunConfig, settings: Settings) -> Registry:
+    return load_registry(
+        settings.providers_table, config.overrides, default_output_tokens_max=settings.reserve.output_tokens_default
+    )
+
+
+def prices_of(settings: Settings) -> PriceBook:
+    return load_price_book(settings.prices_table.get("price", []))
+
+
+def run_role(main: Coroutine[Any, Any, None], *, supervised: bool) -> None:
+    """Run a role on uvloop; a supervised one dies with its supervisor, at once.
+
+    No drain then: the engines die with the supervisor too, so there is nothing to settle into, and a successor on the same
+    port and folder must not meet us. What was under way is settled by its checkpoints.
+    """
+    if supervised:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        uvloop.run(main)
+    except LavaError as error:
+        print(f"lava-proxy: {error.message}", file=sys.stderr)
+        raise SystemExit(1) from error
+
+
+def stop_event() -> asyncio.Event:
+    """Set by SIGTERM or SIGINT."""
+    event = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, event.set)
+    return event
+
+
+async def run_gateway(config: RunConfig, settings: Settings, listening: socket.socket) -> None:
+    """One gateway worker on a bound socket."""
+    stopping = stop_event()
+    stores = await open_stores(config, settings, pool_max=4)
+    registry = registry_of(config, settings)
+    worker = GatewayWorker(
+        settings,
+        registry=registry,
+        prices=prices_of(settings),
+        redis=stores.hot,
+        outbox=stores.outbox,
+        catalog=stores.catalog,
+        database_url=config.database_url,
+        control_socket=config.control_socket,
+        env_keys=settings.provider_keys({p.name: p.key_env for p in registry.providers}),
+        clock=business_clock(config),
+    )
+    await worker.start(listening)
+    # What lives for ever need not be looked at again, and calls make few cycles: collecting every 700 objects costs 8 % of the CPU.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    await stopping.wait()
+    await worker.stop()
+    await stores.close()
+
+
+async def run_control(config: RunConfig, settings: Settings) -> None:
+    """The REST API and the status page on the control socket."""
+    stopping = stop_event()
+    stores = await open_stores(config, settings, pool_max=8)
+    environment = settings.environment
+    application = build_application(
+        ApiDependencies(
+            catalog=stores.catalog,
+            ledger=stores.ledger,
+            outbox=stores.outbox,
+            price_version=prices_of(settings).version,
+            models=listed_models(registry_of(config, settings)),
+            clock=business_clock(config),
+            metrics=lambda: _exposition(environment),
+            started_at=datetime.now(UTC),
+            dev=config.dev,
+            status_links={"API base": config.base_url},
+            first_call=config.first_call,
+        )
+    )
+    # The gateway has bounded the head already; aiohttp's own, smaller bounds would answer without our envelope.
+    head_bytes_max = settings.http.head_bytes_max
+    runner = web.AppRunner(
+        application, access_log=None, shutdown_timeout=5, max_line_size=head_bytes_max, max_field_size=head_bytes_max
+    )
+    await runner.setup()
+    with suppress(FileNotFoundError):
+        os.unlink(config.control_socket)
+    await web.UnixSite(runner, config.control_socket).start()
+    os.chmod(config.control_socket, 0o600)
+    await stopping.wait()
+    await runner.cleanup()
+    await stores.close()
+
+
+def _exposition(environment: Any) -> bytes:
+    from prometheus_client import REGISTRY, generate_latest
+
+    if environment.get("PROMETHEUS_MULTIPROC_DIR"):
+        return generate_latest(telemetry.exposition_registry(environment))
+    return generate_latest(REGISTRY)
+
+
+async def run_worker(config: RunConfig, settings: Settings) -> None:
+    """Recovery, flusher, reaper, credits, gauges; at the end one last flush."""
+    stopping = stop_event()
+    stores = await open_stores(config, settings, pool_max=6)
+    registry = registry_of(config, settings)
+    rating = Rating(stores.catalog, prices_of(settings), {p.name: p.price_id or p.name for p in registry.providers})
+    failpoint = kill_self if settings.environment.get("LAVA_FAILPOINT") == "flusher_after_commit" else None
+    flusher = Flusher(stores.outbox, stores.ledger, settings.flusher, after_commit=failpoint)
+    leader = postgres.Leader(config.database_url)
+    reaper = HoldReaper(stores.outbox, stores.balances, rating, settings.reserve.keep_s)
+    applier = CreditApplier(stores.catalog, Funding(stores.catalog, stores.balances))
+    recovery = Recovery(stores.outbox, stores.ledger, business_clock(config))
+    drift = Drift(stores.outbox, stores.ledger)
+
+    async def flush() -> int:
+        rows = await flusher.run_once() if await leader.is_leader() else 0
+        if 0 < rows < _SMALL_BATCH_ROWS:
+            await asyncio.sleep(_GATHER_S)  # a transaction costs as much as some hundred rows
+        return rows
+
+    async def recover() -> int:
+        return await recovery.run_once() if await leader.is_leader() else 0
+
+    async def partitions() -> int:
+        async with stores.pool.acquire() as connection:
+            return await postgres.ensure_partitions(connection, datetime.now(UTC))
+
+    async def lead(work: Callable[[], Awaitable[int]]) -> int:
+        return await work() if stores.hot.is_ready and await leader.is_leader() else 0
+
+    running = [
+        tasks.start("recovery", _every(0.1, recover)),
+        tasks.start("flusher", _every(0.0, flush)),
+        tasks.start("reaper", _every(1.0, lambda: lead(reaper.run_once))),
+        tasks.start("credit-applier", _every(1.0, lambda: lead(applier.run_once))),
+        tasks.start("drift", _every(_DRIFT_ROUND_S, lambda: lead(drift.run_once))),
+        tasks.start("gauges", _every(1.0, lambda: _gauges(stores.outbox))),
+        tasks.start("partitions", _every(3600.0, partitions)),
+    ]
+    await stopping.wait()
+    await tasks.stop(*running)
+    with suppress(*_OUTAGES):
+        if await leader.is_leader():
+            await Flusher(stores.outbox, stores.ledger, settings.flusher).flush_all()
+    await leader.close()
+    await stores.close()
+
+
+async def _every(pause_s: float, work: Callable[[], Awaitable[int]]) -> None:
+    """Run for ever; an outage of an engine is logged once a change and retried."""
+    failing = ""
+    task = asyncio.current_task()
+    assert task is not None
+    while not task.cancelling():  # a driver may also swallow the cancellation that stops us
+        try:
+            done = await work()
+            failing = ""
+        except _OUTAGES as error:
+            text = f"{type(error).__name__}: {error}"
+            if text != failing:
+                _log.warning("A worker waits for an engine", action="worker_waits", error=text[:300])
+            failing = text
+            await asyncio.sleep(max(pause_s, 0.25))
+            continue
+        except asyncio.CancelledError:
+            # A driver may let its own cancellation out when its connection dies; only ours ends the worker.
+            if task.cancelling():
+                raise
+            await asyncio.sleep(max(pause_s, 0.25))
+            continue
+        except Exception:  # a worker that died quietly would stop the ledger: say it, and go on
+            _log.exception("A worker's round failed", action="worker_failed")
+            await asyncio.sleep(max(pause_s, 1.0))
+            continue
+        if pause_s or not done:
+            await asyncio.sleep(pause_s if pause_s else 0.002)
+
+
+async def _gauges(outbox: Outbox) -> int:
+    telemetry.OUTBOX_ENTRIES.set(await outbox.length())
+    oldest = await outbox.oldest_ms()
+    now_ms = await outbox.now_ms()
+    telemetry.OUTBOX_LAG.set((now_ms - oldest) / 1000 if oldest is not None else 0)
+    count, earliest = await outbox.hold_figures()
+    telemetry.HOLDS_OPEN.set(count)
+    telemetry.HOLD_OLDEST.set(max(0, now_ms - earliest) / 1000 if earliest is not None else 0)
+    return 0
