@@ -1,0 +1,93 @@
+"""The benchmark programs run, end by themselves and measure what they say."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import urllib.request
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from benchmarks import _processes as processes
+from benchmarks import gateway
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="the benchmarks read /proc"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is missing: apt-get install -y gcc libc6-dev"),
+]
+
+
+def test_the_provider_answers_889_bytes_or_a_stream_with_usage() -> None:
+    with gateway.running_upstream(gateway.QUICK) as port:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        with closing(urllib.request.urlopen(url, data=b'{"model":"m"}')) as response:
+            body = response.read()
+        assert len(body) == 889 and json.loads(body)["usage"]["total_tokens"] == 276
+        with closing(urllib.request.urlopen(url, data=b'{"stream":true}')) as response:
+            events = response.read().decode().split("\n\n")[:-1]
+    assert len(events) == gateway.QUICK.chunks + 2 and events[-1] == "data: [DONE]"
+    assert json.loads(events[-2].removeprefix("data: "))["usage"]["completion_tokens"] == gateway.QUICK.chunks
+    assert 200 <= len(events[0]) <= 240
+
+
+def test_the_open_loop_keeps_its_rate_and_the_streams_their_pace(tmp_path: Path) -> None:
+    with gateway.running_upstream(gateway.QUICK) as port:
+        subject = gateway.Subject(name="direct", port=port, requests=gateway.write_requests(tmp_path, "direct", port))
+        opened = gateway.run_load(subject, "open", 8, (0.2, 1.0), 300)
+        held = gateway.run_load(subject, "streams", 100, (1.2, 1.0))
+    assert abs(opened["requests"] - 300) <= 30 and opened["all_errors"] == 0
+    assert 0 < opened["p50_us"] <= opened["p99_us"] <= opened["max_us"]
+    assert 1_400 <= held["chunks"] <= 2_600  # 100 streams, 20 chunks a second, and a pause to ask again
+
+
+def test_a_subject_that_answers_with_errors_ends_the_benchmark(tmp_path: Path) -> None:
+    with gateway.running_upstream(gateway.QUICK) as port:
+        requests = gateway.write_requests(tmp_path, "dead", port)
+    with pytest.raises(SystemExit):
+        gateway.run_load(gateway.Subject(name="dead", port=port, requests=requests), "closed", 1, (0.0, 0.1))
+
+
+@pytest.mark.skipif(
+    shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/sbin") is None,
+    reason="nginx is missing: apt-get install -y nginx",
+)
+def test_a_quick_run_against_nginx_reports_every_number() -> None:
+    command = [sys.executable, "-m", "benchmarks.gateway", "--quick", "--json", "--subjects", "nginx"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["met"] is True and "targets" in report
+    nginx = report["nginx"]
+    for key in ("cpu_us_per_request", "cpu_us_per_chunk", "kb_per_stream", "requests_per_s"):
+        assert nginx[key] > 0, key
+    assert {"added_p50_us", "added_p99_us"} <= set(nginx)
+
+
+def test_targets_judge_lava_alone_and_against_nginx() -> None:
+    lava = {
+        "cpu_us_per_request": 60.0,
+        "cpu_us_per_chunk": 30.0,
+        "added_p50_us": 300,
+        "added_p99_us": 900,
+        "kb_per_stream": 5,
+    }
+    nginx = {**lava, "cpu_us_per_request": 15.0}
+    targets = gateway.judge({"lava": lava, "nginx": nginx})
+    assert targets["cpu_us_per_request_vs_nginx"]["value"] == 4.0
+    assert set(targets) == set(gateway.TARGETS)
+    assert gateway.judge({"lava": {**lava, "kb_per_stream": 999}})["kb_per_stream"]["met"] is False
+
+
+def test_cpu_time_of_a_process_grows_while_it_works() -> None:
+    import os
+
+    before = processes.cpu_us([os.getpid()])
+    sum(range(300_000))
+    assert processes.cpu_us([os.getpid()]) >= before
+    assert processes.memory_kb([os.getpid()]) > 1_000
