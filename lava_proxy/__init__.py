@@ -4,7 +4,7 @@ Floors, highest first; a room imports only rooms below it, and rooms on one floo
 
     cli                                   commands
     app                                   composition roots: who is built, who knows whom, start and stop
-    gateway | api | workers               front doors, independent of each other
+    gateway | api | web | workers         front doors, independent of each other
     billing                               the only room where money moves
     stores                                the only room that talks to Redis and Postgres
     settings                              frozen values; the only reader of the environment and config/*.toml

@@ -41,6 +41,7 @@ from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.vault import Vault
+from lava_proxy.web.site import Site
 from lava_proxy.workers.credit_applier import CreditApplier
 from lava_proxy.workers.drift import Drift
 from lava_proxy.workers.flusher import Flusher, kill_self
@@ -178,6 +179,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             first_call=config.first_call,
         )
     )
+    application.add_routes(Site().routes())
     # The gateway has bounded the head already; aiohttp's own, smaller bounds would answer without our envelope.
     head_bytes_max = settings.http.head_bytes_max
     runner = web.AppRunner(

@@ -1,0 +1,44 @@
+"""All pages, put together; added to the control plane's application beside the REST API."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import cast
+
+from aiohttp import web
+
+from lava_proxy.domain.errors import LavaError
+from lava_proxy.web.assets import Assets
+from lava_proxy.web.docs import Docs
+from lava_proxy.web.pages import Pages
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Site:
+    """The pages for people."""
+
+    def __init__(self) -> None:
+        self._assets = Assets()
+        self._pages = Pages(self._assets)
+
+    def routes(self) -> list[web.RouteDef]:
+        return [*self._assets.routes(), *self._guarded(Docs(self._pages).routes())]
+
+    def _guarded(self, routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
+        """The same routes, whose refusals are pages: the API's error envelope is for programs."""
+        return [web.route(route.method, route.path, self._told(cast(Handler, route.handler))) for route in routes]
+
+    def _told(self, handler: Handler) -> Handler:
+        async def run(request: web.Request) -> web.StreamResponse:
+            try:
+                return await handler(request)
+            except LavaError as error:
+                return self._failure(request, error.status, error.message)
+            except web.HTTPNotFound:
+                return self._failure(request, 404, "There is nothing at this address.")
+
+        return run
+
+    def _failure(self, request: web.Request, status: int, sentence: str) -> web.Response:
+        return self._pages.page(request, "failure.html", {"status": status, "sentence": sentence}, status=status)
