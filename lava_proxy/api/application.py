@@ -8,21 +8,30 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
+from lava_proxy.api.auth_callback import AuthCallback
 from lava_proxy.api.authentication import authentication
 from lava_proxy.api.connections import Connections
 from lava_proxy.api.customers import Customers
 from lava_proxy.api.envelope import BODY_BYTES_MAX, add_common_headers, answer_errors, bound_body
 from lava_proxy.api.health import REMEMBER_S, Health, HealthPages
+from lava_proxy.api.idempotency import idempotency
 from lava_proxy.api.meters import Meters
 from lava_proxy.api.models import Models
+from lava_proxy.api.openapi import OpenApi
+from lava_proxy.api.operations import Operation, routes_of
+from lava_proxy.api.rate_limit import REQUESTS_PER_MINUTE, add_rate_limit_headers, rate_limit
 from lava_proxy.api.requests import Requests
+from lava_proxy.api.secret_keys import SecretKeys
 from lava_proxy.api.spend_keys import SpendKeys
 from lava_proxy.api.status_page import StatusPage
 from lava_proxy.api.unbuilt import unbuilt_routes
 from lava_proxy.api.wallet import Wallet
+from lava_proxy.api.wallet_keys import WalletKeys
+from lava_proxy.billing.funding import Funding
 from lava_proxy.providers.model_list import ListedModel
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.ledger_store import LedgerStore
+from lava_proxy.stores.merchant_stores import MerchantStores
 from lava_proxy.stores.outbox import Outbox
 
 
@@ -37,6 +46,8 @@ class ApiDependencies:
     catalog: CatalogStore
     ledger: LedgerStore
     outbox: Outbox
+    merchant_stores: MerchantStores
+    funding: Funding
     price_version: str
     metrics: Callable[[], bytes]
     started_at: datetime
@@ -46,14 +57,24 @@ class ApiDependencies:
     first_call: str | None = field(default=None, repr=False)
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     health_remember_s: float = REMEMBER_S
+    requests_per_minute: int = REQUESTS_PER_MINUTE
 
 
 def build_application(deps: ApiDependencies) -> web.Application:
     """The application; it opens and closes nothing of what it was given."""
+    stores = deps.merchant_stores
     application = web.Application(
-        client_max_size=BODY_BYTES_MAX, middlewares=[answer_errors, bound_body, authentication(deps.catalog)]
+        client_max_size=BODY_BYTES_MAX,
+        middlewares=[
+            answer_errors,
+            bound_body,
+            authentication(deps.catalog),
+            rate_limit(stores.call_counts, deps.requests_per_minute),
+            idempotency(stores.idempotent_answers),
+        ],
     )
     application.on_response_prepare.append(add_common_headers)
+    application.on_response_prepare.append(add_rate_limit_headers)
     health = Health(deps.outbox, deps.ledger, remember_s=deps.health_remember_s)
     status_page = StatusPage(
         health,
@@ -62,17 +83,30 @@ def build_application(deps: ApiDependencies) -> web.Application:
         links=deps.status_links,
         first_call=deps.first_call if deps.dev else None,
     )
+    operations = operations_of(deps)
     for routes in (
-        Requests(deps.catalog, deps.ledger).routes(),
-        Customers(deps.catalog, deps.outbox).routes(),
-        Connections(deps.catalog, deps.outbox, deps.clock).routes(),
-        Meters(deps.catalog).routes(),
-        SpendKeys(deps.catalog, deps.outbox, deps.clock).routes(),
-        Models(deps.models, deps.clock).routes(),
-        Wallet(deps.outbox).routes(),
+        routes_of([*operations, *OpenApi(operations).operations()]),
         HealthPages(health, deps.metrics, deps.price_version).routes(),
         status_page.routes(),
         unbuilt_routes(),
     ):
         application.add_routes(routes)
     return application
+
+
+def operations_of(deps: ApiDependencies) -> list[Operation]:
+    """Every operation of the REST API, in the order in which the OpenAPI document shows them."""
+    catalog, outbox, clock, stores = deps.catalog, deps.outbox, deps.clock, deps.merchant_stores
+    resources = (
+        Requests(catalog, deps.ledger),
+        Customers(catalog, stores.customers, outbox, deps.funding),
+        Connections(catalog, stores.customers, outbox, clock),
+        Meters(catalog, stores.meters),
+        SpendKeys(catalog, outbox, clock),
+        SecretKeys(stores.secret_keys),
+        WalletKeys(),
+        Models(deps.models, clock),
+        Wallet(outbox),
+        AuthCallback(catalog, stores.login_codes, stores.secret_keys),
+    )
+    return [operation for resource in resources for operation in resource.operations()]

@@ -8,11 +8,13 @@ from aiohttp.typedefs import Middleware
 from lava_proxy.api.envelope import Handler
 from lava_proxy.domain.errors import BadToken, Forbidden
 from lava_proxy.stores.catalog_store import CatalogStore, Merchant, SpendKey
+from lava_proxy.stores.ids import hash_of
 from lava_proxy.wire.forward_token import parse_credential
 
 PUBLIC = frozenset({("POST", "/v1/auth/callback"), ("GET", "/v1/services"), ("HEAD", "/v1/services")})
 _MERCHANT: web.RequestKey[Merchant] = web.RequestKey("merchant", Merchant)
 _SPEND_KEY: web.RequestKey[SpendKey] = web.RequestKey("spend_key", SpendKey)
+_SECRET: web.RequestKey[str] = web.RequestKey("secret", str)
 
 
 def merchant_of(request: web.Request) -> Merchant:
@@ -25,6 +27,22 @@ def spend_key_of(request: web.Request) -> SpendKey | None:
     return request.get(_SPEND_KEY)
 
 
+def has_merchant(request: web.Request) -> bool:
+    """Did the request come with a merchant's key?"""
+    return _MERCHANT in request
+
+
+def caller_hash(request: web.Request) -> str | None:
+    """A name for the key that a request came with, which tells nothing of the key; None without one."""
+    secret = request.get(_SECRET)
+    return None if secret is None else hash_of(secret).hex()[:32]
+
+
+def is_test_key(request: web.Request) -> bool:
+    """Did the request come with a key of the test kind?"""
+    return request[_SECRET].startswith("aks_test_")
+
+
 def authentication(catalog: CatalogStore) -> Middleware:
     """A middleware that puts the Merchant on the request, or raises BadToken. A revoked key ends at once: nothing is cached."""
 
@@ -33,7 +51,7 @@ def authentication(catalog: CatalogStore) -> Middleware:
         if _is_of_models(request):
             await _admit_to_models(request, catalog)
         elif _needs_key(request):
-            request[_MERCHANT] = await _merchant(request, catalog)
+            await _admit(request, catalog)
         return await handler(request)
 
     return authenticate
@@ -55,7 +73,7 @@ async def _admit_to_models(request: web.Request, catalog: CatalogStore) -> None:
         raise BadToken("No credential: send a secret key, forward token or spend key as `Authorization: Bearer ...`.")
     credential = parse_credential(value)
     if credential.kind != "spend_key":
-        request[_MERCHANT] = await _known_merchant(credential.secret_key, catalog)
+        await _admit_merchant(request, credential.secret_key, catalog)
         return
     key = await catalog.spend_key_by_secret(credential.secret_key)
     if key is None:
@@ -63,20 +81,22 @@ async def _admit_to_models(request: web.Request, catalog: CatalogStore) -> None:
     if key.status != "active":
         raise Forbidden("This spend key is paused.", code="spend_key_paused")
     request[_SPEND_KEY] = key
+    request[_SECRET] = credential.secret_key
 
 
-async def _known_merchant(secret_key: str, catalog: CatalogStore) -> Merchant:
+async def _admit_merchant(request: web.Request, secret_key: str, catalog: CatalogStore) -> None:
     merchant = await catalog.merchant_by_key(secret_key)
     if merchant is None:
         raise BadToken("This secret key is not known here, or it was revoked.")
-    return merchant
+    request[_MERCHANT] = merchant
+    request[_SECRET] = secret_key
 
 
-async def _merchant(request: web.Request, catalog: CatalogStore) -> Merchant:
+async def _admit(request: web.Request, catalog: CatalogStore) -> None:
     scheme, _, value = request.headers.get(hdrs.AUTHORIZATION, "").strip().partition(" ")
     if scheme.lower() != "bearer" or not value.strip():
         raise BadToken("No credential: send your secret key as `Authorization: Bearer aks_...`.")
     credential = parse_credential(value)
     if credential.kind == "spend_key":
         raise Forbidden("A spend key only makes model calls; use a secret key (aks_...) here.")
-    return await _known_merchant(credential.secret_key, catalog)
+    await _admit_merchant(request, credential.secret_key, catalog)

@@ -1,59 +1,124 @@
-"""GET /v1/connections and /v1/connections/{id, reference_id or secret}: customers in the two older vocabularies at once."""
+"""/v1/connections and /v1/connections/{id, reference_id or secret}: customers in the two older vocabularies at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, ClassVar
 
 from aiohttp import web
 
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.balances import live_wallet
-from lava_proxy.api.customers import contact_object
+from lava_proxy.api.customers import Balances, Contact, SubscriptionAnswer, contact_object
 from lava_proxy.api.envelope import json_response
+from lava_proxy.api.fields import Done, PageQuery, Text, Timestamp, list_of
 from lava_proxy.api.formats import balance_fields, listing, timestamp
-from lava_proxy.api.queries import Query, path_reference
+from lava_proxy.api.operations import Answer, Operation
+from lava_proxy.api.queries import path_reference
 from lava_proxy.domain.errors import NotFound
 from lava_proxy.stores.catalog_store import CatalogStore, Connection
+from lava_proxy.stores.customer_store import CustomerStore
 from lava_proxy.stores.outbox import Outbox, WalletState
+
+TAG = "Connections"
+
+
+class ConnectionsQuery(PageQuery):
+    prefix: ClassVar[str] = "con"
+
+    reference_id: Text | None = None
+
+
+class ConnectionWallet(Balances, Contact):
+    autopay_enabled: bool
+
+
+class ConnectionAnswer(Answer):
+    connection_id: str
+    reference_id: str | None
+    status: str
+    has_lava_credit_balance: bool
+    customer: Contact
+    subscription: dict[str, Any] | None
+    wallet: ConnectionWallet
+    metadata: dict[str, Any] | None
+    previous_usage_reset: Timestamp
+    next_usage_reset: Timestamp
+    created_at: Timestamp
+
+
+class ConnectionWithSecret(ConnectionAnswer):
+    connection_secret: str
 
 
 class Connections:
     """The connection resource."""
 
-    def __init__(self, catalog: CatalogStore, outbox: Outbox, clock: Callable[[], datetime]) -> None:
+    def __init__(self, catalog: CatalogStore, customers: CustomerStore, outbox: Outbox, clock: Callable[[], datetime]) -> None:
         self._catalog = catalog
+        self._customers = customers
         self._outbox = outbox
         self._clock = clock
 
-    def routes(self) -> list[web.RouteDef]:
-        return [web.get("/v1/connections", self.many), web.get("/v1/connections/{connection}", self.one)]
+    def operations(self) -> list[Operation]:
+        one = "/v1/connections/{connection}"
+        return [
+            Operation(
+                method="GET", path="/v1/connections", handler=self.many, tag=TAG, summary="List connections",
+                query=ConnectionsQuery, answer=list_of(ConnectionAnswer), alias_of="/v1/customers",
+            ),
+            Operation(
+                method="GET", path=one, handler=self.one, tag=TAG, summary="Read a connection",
+                answer=ConnectionWithSecret, alias_of="/v1/customers/{customer}",
+            ),
+            Operation(
+                method="DELETE", path=one, handler=self.delete, tag=TAG, summary="Delete a connection", answer=Done,
+                alias_of="/v1/customers/{customer}",
+            ),
+            Operation(
+                method="GET", path=one + "/subscription", handler=self.subscription, tag=TAG,
+                summary="Read a connection's subscription", answer=SubscriptionAnswer,
+                alias_of="/v1/customers/{customer}/subscription",
+            ),
+        ]  # fmt: skip
 
-    async def many(self, request: web.Request) -> web.Response:
+    async def many(self, request: web.Request, query: ConnectionsQuery) -> web.Response:
         """Newest first, without secrets; `reference_id` picks one. The balance of a wallet that is being recovered is null."""
-        query = Query(request.query)
-        page, reference_id = query.page("con"), query.text("reference_id")
-        query.check()
         merchant_id = merchant_of(request).merchant_id
-        if reference_id is None:
-            found = await self._catalog.connections(merchant_id, before=page.before, limit=page.limit + 1)
+        if query.reference_id is None:
+            found = await self._catalog.connections(merchant_id, before=query.cursor, limit=query.limit + 1)
         else:
-            one = await self._catalog.connection(merchant_id, reference_id)
-            found = [one] if one is not None and one.reference_id == reference_id else []
+            one = await self._catalog.connection(merchant_id, query.reference_id)
+            found = [one] if one is not None and one.reference_id == query.reference_id else []
         states = await self._outbox.wallet_states([connection.wallet_id for connection in found])
         now = self._clock()
         items = [connection_object(connection, states[connection.wallet_id], now) for connection in found]
-        return json_response(listing(items, page.limit, "connection_id"))
+        return json_response(listing(items, query.limit, "connection_id"))
 
     async def one(self, request: web.Request) -> web.Response:
         """With `connection_secret`, which the oldest clients build their forward tokens from."""
+        connection = await self._found(request)
+        state = await live_wallet(self._outbox, connection.wallet_id)
+        return json_response(connection_object(connection, state, self._clock()) | {"connection_secret": connection.secret})
+
+    async def delete(self, request: web.Request) -> web.Response:
+        connection = await self._found(request)
+        if not await self._customers.delete(connection.merchant_id, connection.connection_id):
+            raise _no_such_connection()
+        return json_response({"success": True})
+
+    async def subscription(self, request: web.Request) -> web.Response:
+        """Null: there are no plans yet."""
+        await self._found(request)
+        return json_response({"subscription": None})
+
+    async def _found(self, request: web.Request) -> Connection:
         reference = path_reference(request, "connection")
         connection = await self._catalog.connection(merchant_of(request).merchant_id, reference)
         if connection is None:
-            raise NotFound("No connection of yours has this id, reference_id or secret.")
-        state = await live_wallet(self._outbox, connection.wallet_id)
-        return json_response(connection_object(connection, state, self._clock()) | {"connection_secret": connection.secret})
+            raise _no_such_connection()
+        return connection
 
 
 def connection_object(connection: Connection, state: WalletState | None, now: datetime) -> dict[str, Any]:
@@ -80,3 +145,7 @@ def month_of(now: datetime) -> tuple[datetime, datetime]:
     utc = now.astimezone(UTC)
     start = datetime(utc.year, utc.month, 1, tzinfo=UTC)
     return start, datetime(utc.year + utc.month // 12, utc.month % 12 + 1, 1, tzinfo=UTC)
+
+
+def _no_such_connection() -> NotFound:
+    return NotFound("No connection of yours has this id, reference_id or secret.")

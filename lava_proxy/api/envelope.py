@@ -12,7 +12,7 @@ import structlog
 from aiohttp import hdrs, web
 
 from lava_proxy.billing.rows import json_text
-from lava_proxy.domain.errors import CallerError, LavaError
+from lava_proxy.domain.errors import CallerError, LavaError, LimitExceeded
 
 BODY_BYTES_MAX = 1_048_576
 
@@ -45,6 +45,9 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     """Turns whatever a handler raises into the envelope. The outermost middleware, so nothing leaves without a body."""
     try:
         return await handler(request)
+    except LimitExceeded as error:
+        after: dict[str, str] = {} if error.retry_after_s is None else {hdrs.RETRY_AFTER: str(error.retry_after_s)}
+        return error_response(error.status, error.code, error.message, after)
     except LavaError as error:
         return error_response(error.status, error.code, error.message)
     except web.HTTPException as error:

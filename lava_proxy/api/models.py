@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 
 from lava_proxy.api.authentication import spend_key_of
 from lava_proxy.api.envelope import json_response
+from lava_proxy.api.operations import Answer, Operation
 from lava_proxy.domain.errors import NotFound
 from lava_proxy.providers.model_list import ListedModel
 
+TAG = "Models"
 _UNKNOWN_TIME = "1970-01-01T00:00:00Z"
+
+
+class ModelAnswer(Answer):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class ModelList(Answer):
+    object: Literal["list"]
+    data: list[ModelAnswer]
 
 
 class Models:
@@ -23,8 +37,16 @@ class Models:
         self._models = models
         self._clock = clock
 
-    def routes(self) -> list[web.RouteDef]:
-        return [web.get("/v1/models", self.many), web.get("/v1/models/{model:.+}", self.one)]
+    def operations(self) -> list[Operation]:
+        return [
+            Operation(
+                method="GET", path="/v1/models", handler=self.many, tag=TAG, summary="List models", answer=ModelList,
+                description="With a spend key, only what it lets its holder call.",
+            ),
+            Operation(
+                method="GET", path="/v1/models/{model:.+}", handler=self.one, tag=TAG, summary="Read a model", answer=ModelAnswer
+            ),
+        ]  # fmt: skip
 
     async def many(self, request: web.Request) -> web.Response:
         items = [model_object(model) for model in self._allowed(request)]

@@ -60,8 +60,10 @@ class Operation:
     query: type[BaseModel] | None = None
     answer: type[BaseModel] | None = None
     status: int = 200
+    also: tuple[int, ...] = ()
     media_type: str = "application/json"
     is_public: bool = False
+    description: str = ""
     alias_of: str | None = None
 
     def __post_init__(self) -> None:
@@ -69,8 +71,14 @@ class Operation:
 
 
 def routes_of(operations: Iterable[Operation]) -> list[web.RouteDef]:
-    """A route for each operation, which checks the input before the handler sees it."""
-    return [web.route(operation.method, operation.path, _checked(operation)) for operation in operations]
+    """A route for each operation, which checks the input before the handler sees it. A GET route answers HEAD too."""
+    return [_route(operation) for operation in operations]
+
+
+def _route(operation: Operation) -> web.RouteDef:
+    if operation.method == "GET":
+        return web.get(operation.path, _checked(operation))
+    return web.route(operation.method, operation.path, _checked(operation))
 
 
 def _checked(operation: Operation) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
@@ -80,6 +88,7 @@ def _checked(operation: Operation) -> Callable[[web.Request], Awaitable[web.Stre
         if body is not None:
             return await handler(request, checked(body, await read_json_object(request)))
         if query is not None:
+            await request.read()  # bounded; the connection stays usable
             return await handler(request, checked(query, dict(request.query)))
         await request.read()  # bounded; the connection stays usable
         return await handler(request)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal
 
 from aiohttp import web
+from pydantic import Field
 
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.envelope import json_response
+from lava_proxy.api.fields import Amount, CustomerFilter, MetadataFilters, MeterFilter, PageQuery, Timestamp, list_of
 from lava_proxy.api.formats import listing
-from lava_proxy.api.queries import Query, path_reference
+from lava_proxy.api.operations import Answer, Operation
+from lava_proxy.api.queries import path_reference
 from lava_proxy.api.request_object import request_object
 from lava_proxy.domain.catalog import MeterVersion
 from lava_proxy.domain.errors import NotFound
@@ -28,6 +31,48 @@ _POLL_S = 0.05
 _VERSIONS_MAX = 10_000
 
 
+TAG = "Requests"
+
+
+class RequestsQuery(PageQuery, CustomerFilter, MeterFilter):
+    prefix: ClassVar[str] = "req"
+
+    metadata_filters: Annotated[MetadataFilters, Field(default_factory=dict)]
+
+
+class BreakdownLine(Answer):
+    tier: dict[str, Any]
+    tokens: int
+    characters: int
+    seconds: int | float
+    cost: Amount
+
+
+class ChargeAnswer(Answer):
+    amount: Amount
+    rate_type: Literal["fixed", "percentage"] | None
+    breakdown: list[BreakdownLine]
+
+
+class RequestAnswer(Answer):
+    """Keys of older clients (`connection_id`, `product_id`, `fee`, `total_request_cost` ...) stand beside these."""
+
+    request_id: str
+    status: Literal["pending", "completed", "error"]
+    customer_id: Annotated[str, Field(default="", description="Absent when no customer paid.")]
+    meter_id: Annotated[str, Field(default="", description="Absent when no meter priced it.")]
+    provider: str
+    provider_key_type: str
+    model: Annotated[str, Field(default="", description="Absent when the call named none.")]
+    endpoint: str
+    model_usage: dict[str, Any]
+    cost: Annotated[Amount, Field(description="What the provider's price list says.")]
+    charge: ChargeAnswer
+    metadata: dict[str, Any]
+    timestamp: Timestamp
+    created_at: Timestamp
+
+
 class Requests:
     """The request resource, read-only."""
 
@@ -36,29 +81,35 @@ class Requests:
         self._ledger = ledger
         self._versions: dict[int, MeterVersion | None] = {}
 
-    def routes(self) -> list[web.RouteDef]:
-        return [web.get("/v1/requests", self.many), web.get("/v1/requests/{request_id}", self.one)]
+    def operations(self) -> list[Operation]:
+        return [
+            Operation(
+                method="GET", path="/v1/requests", handler=self.many, tag=TAG, summary="List requests", query=RequestsQuery,
+                answer=list_of(RequestAnswer), description="Newest first. A call appears a moment after it has ended.",
+            ),
+            Operation(
+                method="GET", path="/v1/requests/{request_id}", handler=self.one, tag=TAG, summary="Read a request",
+                answer=RequestAnswer,
+            ),
+        ]  # fmt: skip
 
-    async def many(self, request: web.Request) -> web.Response:
+    async def many(self, request: web.Request, query: RequestsQuery) -> web.Response:
         """Newest first, filtered by customer, meter and metadata."""
-        query = Query(request.query)
-        page, metadata = query.page("req"), query.metadata_filters()
-        customer, meter = query.text("customer_id", "connection_id"), query.text("meter_id", "product_id")
-        query.check()
+        customer, meter = query.customer, query.meter
         merchant_id = merchant_of(request).merchant_id
         connection_id = await self._connection_id(merchant_id, customer) if customer else None
         meter_id = await self._meter_id(merchant_id, meter) if meter else None
         if (customer and connection_id is None) or (meter and meter_id is None):
-            return json_response(listing([], page.limit, "request_id"))
+            return json_response(listing([], query.limit, "request_id"))
         rows = await self._ledger.requests(
             merchant_id,
-            before=page.before,
-            limit=page.limit + 1,
+            before=query.cursor,
+            limit=query.limit + 1,
             connection_id=connection_id,
             meter_id=meter_id,
-            metadata=metadata or None,
+            metadata=query.metadata_filters or None,
         )
-        return json_response(listing([await self._shown(row) for row in rows], page.limit, "request_id"))
+        return json_response(listing([await self._shown(row) for row in rows], query.limit, "request_id"))
 
     async def one(self, request: web.Request) -> web.Response:
         """One request; one that has only just ended is waited for a moment."""

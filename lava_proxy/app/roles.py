@@ -39,6 +39,7 @@ from lava_proxy.stores.balance_store import BalanceStore
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
+from lava_proxy.stores.merchant_stores import open_merchant_stores
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.vault import Vault
 from lava_proxy.web.site import Site
@@ -91,9 +92,13 @@ async def open_stores(config: RunConfig, settings: Settings, *, pool_max: int, r
         Outbox(redis),
         BalanceStore(hot),
         pool,
-        CatalogStore(pool, Vault(config.master_key, (config.previous_master_key,))),
+        CatalogStore(pool, vault_of(config)),
         LedgerStore(pool),
     )
+
+
+def vault_of(config: RunConfig) -> Vault:
+    return Vault(config.master_key, (config.previous_master_key,))
 
 
 def registry_of(config: RunConfig, settings: Settings) -> Registry:
@@ -169,6 +174,10 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             catalog=stores.catalog,
             ledger=stores.ledger,
             outbox=stores.outbox,
+            merchant_stores=open_merchant_stores(
+                stores.pool, stores.redis, stores.catalog, vault_of(config), business_clock(config)
+            ),
+            funding=Funding(stores.catalog, stores.balances),
             price_version=prices_of(settings).version,
             models=listed_models(registry_of(config, settings)),
             clock=business_clock(config),

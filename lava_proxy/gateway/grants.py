@@ -144,6 +144,8 @@ class Grants:
         )  # fmt: skip
         if credential.meter_ref is not None:
             meter = await self._catalog.meter(merchant.merchant_id, credential.meter_ref)
+            if meter is None and await self._catalog.has_archived_meter(merchant.merchant_id, credential.meter_ref):
+                raise Forbidden("The token names a meter that was archived; use a token of another meter.", code="meter_archived")
             if meter is None:
                 raise Forbidden("The token names a meter that this merchant does not have.", code="meter_not_found")
             grant = replace(grant, meter=meter.version)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -10,9 +10,10 @@ from typing import Any
 import asyncpg
 
 from lava_proxy.domain.catalog import MeterVersion, RateType, Tier, TierType, TokenBasis
-from lava_proxy.domain.errors import CallerError, Conflict, NotFound, StoreError
+from lava_proxy.domain.errors import CallerError, Conflict, NotFound
 from lava_proxy.domain.limits import KeyRules, Limits, limits_document, parse_limits
 from lava_proxy.stores.balance_store import partition_of
+from lava_proxy.stores.database import Database
 from lava_proxy.stores.ids import hash_of, new_id, new_secret
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.vault import Vault
@@ -93,11 +94,11 @@ _METER_FROM = """FROM meter m JOIN LATERAL (
   SELECT * FROM meter_version WHERE meter_id = m.meter_id ORDER BY version_id DESC LIMIT 1) v ON true"""
 
 
-class CatalogStore:
+class CatalogStore(Database):
     """Reads and writes the catalogue. Raises StoreError when Postgres cannot answer, NotFound and Conflict for callers."""
 
     def __init__(self, pool: Pool, vault: Vault, clock: Clock = _utc_now) -> None:
-        self._pool = pool
+        super().__init__(pool)
         self._vault = vault
         self._clock = clock
 
@@ -347,6 +348,15 @@ class CatalogStore:
         )  # fmt: skip
         return None if row is None else self._meter(row)
 
+    async def has_archived_meter(self, merchant_id: str, reference: str) -> bool:
+        """Did this merchant archive a meter of this id, slug or secret?"""
+        row = await self._row(
+            "SELECT 1 FROM meter WHERE merchant_id = $1 AND archived_at IS NOT NULL"
+            " AND (meter_id = $2 OR meter_slug = $2 OR secret_hash = $3) LIMIT 1",
+            merchant_id, reference, hash_of(reference),
+        )  # fmt: skip
+        return row is not None
+
     async def meters(self, merchant_id: str, *, before: str | None, limit: int) -> list[Meter]:
         rows = await self._rows(
             f"SELECT {_METER_COLUMNS} {_METER_FROM} WHERE m.merchant_id = $1 AND m.archived_at IS NULL"
@@ -419,54 +429,6 @@ class CatalogStore:
         if row is None:
             raise NotFound(f"No wallet {wallet_id!r}.")
         return str(row["merchant_id"])
-
-    # -- plumbing
-
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._pool)
-
-    async def _rows(self, query: str, *args: Any) -> list[dict[str, Any]]:
-        return [dict(row) for row in await self._translated(lambda: self._pool.fetch(query, *args))]
-
-    async def _row(self, query: str, *args: Any) -> dict[str, Any] | None:
-        row = await self._translated(lambda: self._pool.fetchrow(query, *args))
-        return None if row is None else dict(row)
-
-    async def _execute(self, query: str, *args: Any) -> str:
-        return str(await self._translated(lambda: self._pool.execute(query, *args)))
-
-    async def _translated(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        try:
-            return await call()
-        except asyncpg.IntegrityConstraintViolationError:
-            raise
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
-
-
-class _Transaction:
-    """A pooled connection in a transaction, store errors translated on the way in."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    async def __aenter__(self) -> Any:
-        try:
-            self._connection = await self._pool.acquire(timeout=10)
-            self._transaction = self._connection.transaction()
-            await self._transaction.start()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
-        return self._connection
-
-    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        try:
-            if kind is None:
-                await self._transaction.commit()
-            else:
-                await self._transaction.rollback()
-        finally:
-            await self._pool.release(self._connection)
 
 
 def _preview(secret: str) -> str:

@@ -31,6 +31,12 @@ SEALED = (
     SealedColumn("connection", ("connection_id",), "secret_sealed", "connection:{connection_id}"),
     SealedColumn("meter", ("meter_id",), "secret_sealed", "meter:{meter_id}"),
     SealedColumn("installation", ("name",), "value_sealed", "installation:{name}"),
+    SealedColumn(
+        "idempotent_answer",
+        ("merchant_id", "idempotency_key"),
+        "answer_sealed",
+        "idempotent_answer:{merchant_id}:{idempotency_key}",
+    ),
     SealedColumn("provider_key", ("merchant_id", "provider"), "key_sealed", "provider_key:{merchant_id}:{provider}"),
 )
 """Every sealed column of the schema; contexts as catalog_store.py writes them."""

@@ -11,6 +11,7 @@ from importlib import resources
 from typing import Any
 
 import asyncpg
+import orjson
 
 from lava_proxy import tasks
 from lava_proxy.domain.errors import StoreError
@@ -24,7 +25,18 @@ _MONTHS_AHEAD = 3
 
 def _encode_json(value: Any) -> bytes:
     """jsonb's binary form: a version byte and the text; bytes are taken as JSON text already, so that digits survive."""
-    return b"\x01" + (value if isinstance(value, bytes) else json.dumps(value).encode())
+    if isinstance(value, bytes):
+        return b"\x01" + value
+    try:
+        return b"\x01" + json.dumps(value).encode()
+    except TypeError:  # a Decimal is in it, which is a number with the digits that it has
+        return b"\x01" + orjson.dumps(value, default=_number)
+
+
+def _number(value: object) -> orjson.Fragment:
+    if not isinstance(value, Decimal):
+        raise TypeError(f"not a JSON value: {type(value).__name__}")
+    return orjson.Fragment(str(value).encode())
 
 
 def _decode_json(value: bytes) -> Any:

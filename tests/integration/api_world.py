@@ -26,6 +26,7 @@ from lava_proxy.stores.catalog_store import CatalogStore, Connection, Merchant, 
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.ledger_store import LedgerStore
+from lava_proxy.stores.merchant_stores import open_merchant_stores
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.vault import Vault
 from lava_proxy.workers.flusher import Flusher
@@ -48,6 +49,7 @@ class Stores:
     catalog: CatalogStore
     ledger: LedgerStore
     flusher: Flusher
+    vault: Vault
 
     async def flush(self) -> None:
         await self.flusher.flush_all()
@@ -92,6 +94,7 @@ async def opened_stores(engines: RunningEngines) -> AsyncIterator[Stores]:
             catalog=CatalogStore(pool, vault),
             ledger=ledger,
             flusher=flusher,
+            vault=vault,
         )
         await hot.stop()
         await client.aclose()
@@ -175,6 +178,8 @@ def dependencies(stores: Stores, **changes: Any) -> ApiDependencies:
         "catalog": stores.catalog,
         "ledger": stores.ledger,
         "outbox": stores.outbox,
+        "merchant_stores": open_merchant_stores(stores.pool, stores.redis, stores.catalog, stores.vault, lambda: CLOCK),
+        "funding": Funding(stores.catalog, stores.balances),
         "price_version": "prices-1",
         "metrics": lambda: b"# TYPE lava_holds_open gauge\nlava_holds_open 0.0\n",
         "started_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),

@@ -71,7 +71,8 @@ def _number(value: object, name: str, units_per_one: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (str, int, Decimal)):
         raise ValueError(f"{name} must be a decimal number in a string")
     try:
-        return parse_decimal_units(value if isinstance(value, str) else format(value, "f")[:41], units_per_one)
+        # Never spelt out: 1e999999999 would take a gigabyte.
+        return parse_decimal_units(value if isinstance(value, str) else str(value), units_per_one)
     except ValueError as error:
         kind = "a whole number" if units_per_one == 1 else "a decimal number"
         raise ValueError(f"{name} must be {kind}: {error}") from None

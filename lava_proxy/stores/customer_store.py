@@ -1,0 +1,53 @@
+"""Changes to customers: contact, reference id, metadata, and their deletion."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+
+from lava_proxy.domain.errors import Conflict
+from lava_proxy.stores.database import Database
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CustomerChanges:
+    """What changes; what is not named stays. `columns` may have reference_id and metadata, None clears them."""
+
+    contact: Mapping[str, str | None] = field(default_factory=dict)  # phone, email, first_name, last_name
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        assert set(self.columns) <= {"reference_id", "metadata"}
+
+
+class CustomerStore(Database):
+    """Writes customers. A change reaches every gateway by the catalogue's notification, within a second."""
+
+    async def change(self, merchant_id: str, connection_id: str, changes: CustomerChanges) -> bool:
+        """Change a customer that is not deleted; False when there is none. Raises Conflict `reference_id_taken`."""
+        values: list[Any] = [merchant_id, connection_id, dict(changes.contact)]
+        sets = ["contact = contact || $3::jsonb"]
+        for name, value in changes.columns.items():
+            values.append(value)
+            sets.append(f"{name} = ${len(values)}")
+        try:
+            done = await self._execute(
+                f"UPDATE connection SET {', '.join(sets)} WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
+                *values,
+            )
+        except asyncpg.UniqueViolationError as error:
+            taken = changes.columns.get("reference_id")
+            raise Conflict(f"A customer with reference_id {taken!r} exists already.", code="reference_id_taken") from error
+        return done.endswith(" 1")
+
+    async def delete(self, merchant_id: str, connection_id: str) -> bool:
+        """Calls that run end normally, new ones are refused; requests and ledger stay. False when there is none."""
+        done = await self._execute(
+            "UPDATE connection SET status = 'deleted' WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
+            merchant_id,
+            connection_id,
+        )
+        return done.endswith(" 1")

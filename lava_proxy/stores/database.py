@@ -1,0 +1,84 @@
+"""What the Postgres stores share: queries and transactions whose failures become StoreError; broken constraints pass."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+
+from lava_proxy.domain.errors import StoreError
+from lava_proxy.stores.postgres import Pool
+
+_FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_ACQUIRE_S = 10
+
+
+class Database:
+    """Base of the stores over a pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def _transaction(self) -> _Transaction:
+        return _Transaction(self._pool)
+
+    async def _rows(self, query: str, *args: Any) -> list[dict[str, Any]]:
+        return [dict(row) for row in await _translated(lambda: self._pool.fetch(query, *args))]
+
+    async def _row(self, query: str, *args: Any) -> dict[str, Any] | None:
+        row = await _translated(lambda: self._pool.fetchrow(query, *args))
+        return None if row is None else dict(row)
+
+    async def _execute(self, query: str, *args: Any) -> str:
+        return str(await _translated(lambda: self._pool.execute(query, *args)))
+
+
+class _Transaction:
+    """A pooled connection in a transaction."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def __aenter__(self) -> Any:
+        try:
+            self._connection = await self._pool.acquire(timeout=_ACQUIRE_S)
+        except _FAILURES as error:
+            raise _unavailable(error) from error
+        try:
+            self._transaction = self._connection.transaction()
+            await self._transaction.start()
+        except BaseException as error:
+            await self._pool.release(self._connection)
+            if isinstance(error, _FAILURES):
+                raise _unavailable(error) from error
+            raise
+        return self._connection
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        try:
+            if error is None:
+                await self._transaction.commit()
+            else:
+                await self._transaction.rollback()
+        except _FAILURES as failure:
+            if not isinstance(error or failure, asyncpg.IntegrityConstraintViolationError):
+                raise _unavailable(failure) from failure
+            raise
+        finally:
+            await self._pool.release(self._connection)
+        if isinstance(error, _FAILURES) and not isinstance(error, asyncpg.IntegrityConstraintViolationError):
+            raise _unavailable(error) from error
+
+
+async def _translated(call: Callable[[], Awaitable[Any]]) -> Any:
+    try:
+        return await call()
+    except asyncpg.IntegrityConstraintViolationError:
+        raise
+    except _FAILURES as error:
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: BaseException) -> StoreError:
+    return StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable")

@@ -1,0 +1,121 @@
+"""Changes to meters. A price never changes: a change adds a version, and old requests keep the one they were charged by."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from lava_proxy.domain.catalog import RateType, Tier, TierType, TokenBasis
+from lava_proxy.domain.errors import Conflict
+from lava_proxy.stores.catalog_store import CatalogStore, Meter
+from lava_proxy.stores.database import Database
+from lava_proxy.stores.ids import new_id
+from lava_proxy.stores.postgres import Pool
+
+SLUG_CHARS_MAX = 100
+_TRIES = 5
+
+
+class MeterStore(Database):
+    """Writes meters. A change reaches every gateway by the catalogue's notification, within a second."""
+
+    def __init__(self, pool: Pool, catalog: CatalogStore, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        super().__init__(pool)
+        self._catalog = catalog
+        self._clock = clock
+
+    async def create(
+        self,
+        merchant_id: str,
+        *,
+        name: str,
+        slug: str | None,
+        rate_type: RateType,
+        tier_type: TierType,
+        tiers: tuple[Tier, ...],
+        token_basis: TokenBasis,
+    ) -> Meter:
+        """The new meter with its secret. Without a slug it gets a free one from its name.
+
+        Raises Conflict `meter_slug_taken`, also when an archived meter has the slug: a token that names it must not come to
+        mean another price.
+        """
+        for _ in range(_TRIES):
+            try:
+                return await self._catalog.create_meter(
+                    merchant_id, name=name, slug=slug or await self._free_slug(merchant_id, name), rate_type=rate_type,
+                    tier_type=tier_type, tiers=tiers, token_basis=token_basis,
+                )  # fmt: skip
+            except Conflict:
+                if slug is not None:
+                    raise
+        raise Conflict("Other meters of this name are being made; try again, or name a meter_slug.", code="meter_slug_taken")
+
+    async def _free_slug(self, merchant_id: str, name: str) -> str:
+        base = slug_of(name)
+        rows = await self._rows(
+            "SELECT meter_slug FROM meter WHERE merchant_id = $1 AND (meter_slug = $2 OR starts_with(meter_slug, $2 || '-'))",
+            merchant_id,
+            base,
+        )
+        taken = {row["meter_slug"] for row in rows}
+        numbered = (f"{base}-{number}" for number in range(2, len(taken) + 2))
+        return base if base not in taken else next((slug for slug in numbered if slug not in taken), f"{base}-{new_id('m')[2:]}")
+
+    async def add_version(
+        self,
+        merchant_id: str,
+        meter_id: str,
+        *,
+        name: str | None = None,
+        tiers: tuple[Tier, ...] | None = None,
+        token_basis: TokenBasis | None = None,
+    ) -> Meter | None:
+        """The meter with what is named changed; None when it is not there or archived. Nothing new adds no version."""
+        meter = await self._catalog.meter(merchant_id, meter_id)
+        if meter is None:
+            return None
+        async with self._transaction() as db:
+            # The meter's row is the lock: of two changes at once, the second is made to what the first left.
+            is_there = await db.fetchval(
+                "SELECT true FROM meter WHERE meter_id = $1 AND archived_at IS NULL FOR UPDATE", meter.meter_id
+            )
+            if not is_there:
+                return None
+            row = await db.fetchrow(
+                "SELECT version_id, name, token_basis, tiers FROM meter_version WHERE meter_id = $1"
+                " ORDER BY version_id DESC LIMIT 1",
+                meter.meter_id,
+            )
+            old = replace(
+                meter.version, version_id=row["version_id"], name=row["name"], token_basis=row["token_basis"],
+                tiers=tuple(Tier(start=start, rate=rate) for start, rate in row["tiers"]),
+            )  # fmt: skip
+            new = replace(old, name=name or old.name, tiers=tiers or old.tiers, token_basis=token_basis or old.token_basis)
+            if new == old:
+                return replace(meter, version=old)
+            version_id = await db.fetchval(
+                """INSERT INTO meter_version (meter_id, name, rate_type, tier_type, token_basis, tiers, created_at)
+                VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING version_id""",
+                meter.meter_id, new.name, new.rate_type, new.tier_type, new.token_basis, [[t.start, t.rate] for t in new.tiers],
+                self._clock(),
+            )  # fmt: skip
+        return replace(meter, version=replace(new, version_id=version_id))
+
+    async def archive(self, merchant_id: str, meter_id: str) -> bool:
+        """New calls by it are refused; requests keep showing it. False when it is not there or was archived before."""
+        done = await self._execute(
+            "UPDATE meter SET archived_at = $3 WHERE merchant_id = $1 AND meter_id = $2 AND archived_at IS NULL",
+            merchant_id,
+            meter_id,
+            self._clock(),
+        )
+        return done.endswith(" 1")
+
+
+def slug_of(name: str) -> str:
+    """A name as a slug: lower-case words joined by hyphens; `meter` where nothing is left of it."""
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[: SLUG_CHARS_MAX - 30].strip("-")
+    return slug if slug and not slug.startswith("prd") else f"meter-{slug}".rstrip("-")
