@@ -45,7 +45,9 @@ Slug = Annotated[
     PlainValidator(_slug),
     WithJsonSchema({"type": "string", "pattern": f"^[A-Za-z0-9._-]{{1,{SLUG_CHARS_MAX}}}$", "examples": ["chat"]}),
 ]
-_DECIMAL = {"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,4})?$"}
+# Clients send text; numbers are read with the digits they have.
+_START = {"anyOf": [{"type": "string", "pattern": "^[0-9]{1,9}$"}, {"type": "integer", "minimum": 0}]}
+_RATE = {"anyOf": [{"type": "string", "pattern": r"^[0-9]{1,9}(\.[0-9]{1,4})?$"}, {"type": "number", "minimum": 0}]}
 RawTiers = Annotated[
     list[Any],
     PlainValidator(_raw_tiers),
@@ -59,7 +61,7 @@ RawTiers = Annotated[
             "items": {
                 "type": "object",
                 "required": ["start", "rate"],
-                "properties": {"start": {"type": "string", "pattern": "^[0-9]{1,9}$"}, "rate": _DECIMAL},
+                "properties": {"start": _START, "rate": _RATE},
             },
             "examples": [[{"start": "0", "rate": "20"}, {"start": "1000000", "rate": "15"}]],
         }

@@ -59,7 +59,7 @@ class OpenApi:
 
 def document_of(operations: Sequence[Operation]) -> dict[str, Any]:
     """The OpenAPI document of these operations and of the gateway's."""
-    models = sorted({m for o in operations for m in (o.body, o.query, o.answer) if m is not None}, key=lambda m: m.__name__)
+    models = sorted({m for o in operations for m in (o.body, o.answer) if m is not None}, key=lambda m: m.__name__)
     by_mode: list[tuple[type[BaseModel], Any]] = [(model, "validation") for model in models]
     references, schemas = models_json_schema(by_mode, ref_template=_REF)
     components = schemas.get("$defs", {})
@@ -67,7 +67,7 @@ def document_of(operations: Sequence[Operation]) -> dict[str, Any]:
     for operation in operations:
         path = _PATH_PARAMETER.sub(r"{\1}", operation.path)
         assert operation.method.lower() not in paths.get(path, {}), f"two operations at {operation.method} {path}"
-        paths.setdefault(path, {})[operation.method.lower()] = _described(operation, references, components)
+        paths.setdefault(path, {})[operation.method.lower()] = _described(operation, references)
     tags = [operation["tags"][0] for methods in paths.values() for operation in methods.values()]
     return {
         "openapi": "3.1.0",
@@ -89,7 +89,7 @@ def document_of(operations: Sequence[Operation]) -> dict[str, Any]:
     }
 
 
-def _described(operation: Operation, references: Any, components: dict[str, Any]) -> dict[str, Any]:
+def _described(operation: Operation, references: Any) -> dict[str, Any]:
     found: dict[str, Any] = {
         "operationId": _operation_id(operation),
         "tags": [operation.tag],
@@ -105,12 +105,12 @@ def _described(operation: Operation, references: Any, components: dict[str, Any]
     if about:
         found["description"] = about
     if operation.query is not None:
-        found["parameters"] += _query_parameters(components[operation.query.__name__])
+        found["parameters"] += _query_parameters(operation.query.model_json_schema())
     if operation.method == "POST" and not operation.is_public:
         found["parameters"].append(_IDEMPOTENCY)
     if operation.body is not None:
         schema = references[operation.body, "validation"]
-        required = bool(components[operation.body.__name__].get("required"))
+        required = any(field.is_required() for field in operation.body.model_fields.values())
         found["requestBody"] = {"required": required, "content": {"application/json": {"schema": schema}}}
     return found
 
