@@ -162,13 +162,15 @@ def _refusal(sentence: str) -> dict[str, Any]:
 
 
 def _named(schema: dict[str, Any]) -> dict[str, Any]:
-    """Without the titles that pydantic makes of names."""
+    """Without the titles that pydantic makes of names, and without defaults that only say "absent"."""
     properties = {
-        name: {key: value for key, value in one.items() if key != "title"} for name, one in schema.get("properties", {}).items()
+        name: {key: value for key, value in one.items() if key != "title" and (key, value) not in _ABSENT}
+        for name, one in schema.get("properties", {}).items()
     }
     return {key: value for key, value in schema.items() if key != "title"} | ({"properties": properties} if properties else {})
 
 
+_ABSENT = (("default", ""), ("default", None))
 _ERROR: dict[str, Any] = {
     "type": "object",
     "required": ["error"],

@@ -6,6 +6,7 @@ import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from reprlib import Repr
 from typing import Any, TypeVar
 
 from aiohttp import web
@@ -15,6 +16,9 @@ from lava_proxy.domain.errors import CallerError
 
 PROBLEMS_MAX = 20
 _SHOWN_CHARS_MAX = 60
+# Looks only as far into a value as is shown: one nested a thousand deep would exhaust the stack.
+_SHORT = Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 4, 80, 80, 80
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -136,5 +140,5 @@ def _sentence(problem: Any) -> str:
 
 def _shown(value: object) -> str:
     """A caller's value in an error sentence: short, on one line."""
-    text = repr(value) if not isinstance(value, Decimal) else str(value)
+    text = _SHORT.repr(value) if not isinstance(value, Decimal) else str(value)
     return text if len(text) <= _SHOWN_CHARS_MAX else text[: _SHOWN_CHARS_MAX - 3] + "..."

@@ -103,7 +103,7 @@ class NewSpendKey(SpendKeyFields):
 class SpendKeyUpdate(SpendKeyFields):
     """Sent fields replace what was stored, null lifts a limit; fields that are not sent stay."""
 
-    name: Name = ""
+    name: Name | None = None
 
 
 class SpendKeysQuery(PageQuery):
@@ -198,7 +198,7 @@ class SpendKeys:
         key, sent = await self._found(request), body.model_fields_set
         changed = replace(
             key,
-            name=body.name if "name" in sent else key.name,
+            name=body.name or key.name,
             status=body.status if "status" in sent else key.status,
             rules=_rules(body, key.rules),
             limits=_merged(key.limits, body),

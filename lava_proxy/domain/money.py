@@ -6,12 +6,14 @@ AMOUNT_NANOS_MAX because Redis' Lua counts in doubles, exact to 2^53 nanos = $9,
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, InvalidOperation
 from typing import NewType
 
 Nanos = NewType("Nanos", int)
 
 NANOS_PER_USD = 1_000_000_000
+_PLACES_MAX = 40
+_EXACT = Context(prec=100)
 AMOUNT_NANOS_MAX = Nanos(9_000_000 * NANOS_PER_USD)
 
 
@@ -40,8 +42,11 @@ def parse_decimal_units(text: str, units_per_one: int) -> int:
         raise ValueError(f"not a finite number: {text!r}")
     if value.adjusted() > 18:
         raise ValueError(f"number too large: {text!r}")
-    scaled = value * units_per_one
-    integral = scaled.to_integral_value()
+    if value and value.adjusted() < -_PLACES_MAX:
+        raise ValueError(f"more decimal places than can be kept exactly: {text!r}")
+    # The usual 28 digits would round a long number to one that can be kept.
+    scaled = _EXACT.multiply(value, units_per_one)
+    integral = scaled.to_integral_value(context=_EXACT)
     if scaled != integral:
         raise ValueError(f"more decimal places than can be kept exactly: {text!r}")
     return int(integral)
