@@ -75,7 +75,7 @@ async def count_of(client: Client, shop: Shop) -> int:
 
 
 async def test_a_repeat_gets_the_first_answer_with_its_secret_and_makes_nothing(client: Client, stores: Stores, shop: Shop) -> None:
-    """The kept answer shows a secret, so it is sealed."""
+    """L2: the kept answer shows a secret, so it is sealed."""
     status, first, replayed = await send(client, shop, "k-1", {"name": "once"})
     assert (status, replayed) == (201, False)
     for _ in range(2):

@@ -75,7 +75,7 @@ async def test_many_meters_of_one_name_made_at_once_have_different_slugs(client:
 
 
 async def test_a_new_price_holds_for_new_calls_and_old_requests_keep_theirs(client: Client, stores: Stores, shop: Shop) -> None:
-    """E4: a price that changes later changes nothing that was charged."""
+    """I28: a row rates again to its amount by the version it names."""
     request_id = await sell(stores, shop)
     before = await send(client, shop, "GET", f"/v1/requests/{request_id}")
     path = f"/v1/meters/{shop.meter.meter_id}"
