@@ -783,10 +783,14 @@ def _rerate(since: datetime | None, as_json: bool, data_dir: Path | None) -> Non
 
 
 @cli.command()
+@click.option("--rollups", is_flag=True, help="Instead: the sums behind usage reports, from the requests. Calls go on meanwhile.")
 @_JSON
 @_DATA_DIR
-def rebuild(as_json: bool, data_dir: Path | None) -> None:
+def rebuild(rollups: bool, as_json: bool, data_dir: Path | None) -> None:
     """Write Redis' balances anew from Postgres. Calls wait (503) meanwhile; open holds settle late."""
+    if rollups:
+        _rebuild_rollups(as_json, data_dir)
+        return
 
     async def work(stores: Any, settings: Settings) -> dict[str, Any]:
         from lava_proxy.workers.recovery import rebuild_all
@@ -800,6 +804,19 @@ def rebuild(as_json: bool, data_dir: Path | None) -> None:
         )
     else:
         _print(report)
+
+
+def _rebuild_rollups(as_json: bool, data_dir: Path | None) -> None:
+    async def work(stores: Any, settings: Settings) -> int:
+        from lava_proxy.stores.usage_store import UsageStore
+
+        return await UsageStore(stores.pool).rebuild()
+
+    requests = _with_stores(data_dir, work, require_verified=False)
+    if as_json:
+        _print({"met": True, "requests": requests})
+    else:
+        click.echo(f"Usage rollups rebuilt from {requests} requests.")
 
 
 @cli.command()

@@ -18,6 +18,7 @@ from lava_proxy.stores.ids import at_ms, created_at
 from lava_proxy.stores.outbox import OutboxEntry
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.row_repair import repaired
+from lava_proxy.stores.usage_rollup import UsageRollup, differences
 
 Marks = dict[int, tuple[int, int]]
 
@@ -43,6 +44,7 @@ class LedgerStore:
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
+        self._usage = UsageRollup(_REQUEST_COLUMNS)
 
     async def marks(self) -> Marks:
         """Partition -> (epoch, pseq) of the last committed outbox entry."""
@@ -121,6 +123,7 @@ class LedgerStore:
             else:
                 doubles.append(entry)
         await db.copy_records_to_table("request", records=rows, columns=_REQUEST_COLUMNS)
+        await self._usage.add(db, rows)
         await db.copy_records_to_table("ledger_entry", records=[_ledger(entry) for entry in entries])
         await db.copy_records_to_table("ledger_leg", records=[leg for entry in entries for leg in _legs(entry)])
         credits = [entry.request_id for entry in entries if entry.kind == "c"]
@@ -244,6 +247,14 @@ class LedgerStore:
             WHERE (e.wseq IS NULL OR r.wseq IS NULL OR r.charge_nanos <> -e.amount_nanos)
             AND NOT EXISTS (SELECT 1 FROM anomaly a WHERE a.request_id = e.request_id) LIMIT 100"""
         )
+
+    async def usage_differences(self) -> list[dict[str, Any]]:
+        """Where rollups are not the sums of their requests: rollup, merchant_id, day, expected, found."""
+        try:
+            async with self._pool.acquire(timeout=10) as db:
+                return await differences(db)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
 
     async def rows_after(self, request_id: str, *, since: datetime | None, limit: int) -> list[dict[str, Any]]:
         """Requests in the order of their ids, from above one: what re-rating needs of each."""

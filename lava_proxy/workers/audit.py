@@ -124,6 +124,8 @@ class Audit:
             report.add("I25", row["request_id"], "1 credit", f"{row['times']} credits")
         for row in await self._ledger.rows_without_entry():
             report.add("I10", str(row["request_id"]), row["charge_nanos"], row["debited"])
+        for row in await self._ledger.usage_differences():
+            report.add("32", f"{row['rollup']} {row['merchant_id']} {row['day']:%Y-%m-%d}", row["expected"], row["found"])
         report.rows = await self._ledger.count_requests()
         return report
 
