@@ -609,7 +609,9 @@ class Exchange:
         if self.connection is None:
             return
         if hold is None:
-            if now - self.quiet_since > _CONTROL_TIMEOUT_S:
+            if self.client is not None and not self.client.writable:
+                self.quiet_since = now  # we hold a long answer back ourselves
+            elif now - self.quiet_since > _CONTROL_TIMEOUT_S:
                 self._broken = UpstreamError("The control process does not answer.", code="control_unavailable", status=503)
                 self._stop_upstream(Outcome.UPSTREAM_TIMEOUT)
             return

@@ -484,3 +484,49 @@ async def test_a_control_plane_that_is_away_is_a_503(gateway: Gateway) -> None:
     client.send(gateway.request(method="GET", target="/v1/meters"))
     response = await client.response("GET")
     assert (response.status, response.error_code, response.header(b"retry-after")) == (503, "control_unavailable", b"1")
+
+
+async def test_a_long_answer_of_the_control_plane_streams(gateway: Gateway) -> None:
+    """An export reaches the client as it is made, however long it takes."""
+    calls: list[Call] = []
+
+    def begin(call: Call) -> None:
+        calls.append(call)
+        call.begin(headers=[(b"content-type", b"text/csv; charset=utf-8")])
+        call.chunk(b"request_id\r\n")
+
+    gateway.control.answer = begin
+    client = await gateway.client()
+    client.send(gateway.request(method="GET", target="/v1/requests/export"))
+    assert b"request_id\r\n" in await asyncio.wait_for(client.reader.readuntil(b"request_id\r\n"), 5)
+    calls[0].chunk(b"req_1\r\n")
+    await asyncio.wait_for(client.reader.readuntil(b"req_1\r\n"), 5)
+    calls[0].end()
+    assert await asyncio.wait_for(client.reader.readuntil(b"0\r\n\r\n"), 5)
+
+
+async def test_a_slow_reader_of_a_long_answer_of_the_control_plane_is_waited_for(gateway: Gateway) -> None:
+    """The control process is quiet because we hold it back: that is no reason to cut the answer."""
+    size = 8_000_000
+
+    def answer(call: Call) -> None:
+        call.begin(headers=[(b"content-type", b"text/csv; charset=utf-8")])
+        call.chunk(b"x" * size)
+        call.end()
+
+    gateway.control.answer = answer
+    receive = socket.socket()
+    receive.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    receive.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(receive, ("127.0.0.1", gateway.port))
+    reader, writer = await asyncio.open_connection(sock=receive, limit=2**16)
+    client = Client(reader, writer)
+    gateway.clients.append(client)
+    client.send(gateway.request(method="GET", target="/v1/requests/export"))
+    async with asyncio.timeout(10):
+        while not any(exchange.client is not None and not exchange.client.writable for exchange in gateway.exchanges):
+            await asyncio.sleep(0.01)
+    gateway.check(seconds_later=0)  # takes note of what has moved so far
+    gateway.check(seconds_later=gateway.settings.http.write_stall_timeout_s - 1)
+    response = await asyncio.wait_for(client.response(), 30)
+    assert (response.status, len(response.body), response.complete) == (200, size, True)
