@@ -13,6 +13,7 @@ from lava_proxy.api.authentication import authentication
 from lava_proxy.api.connections import Connections
 from lava_proxy.api.customers import Customers
 from lava_proxy.api.envelope import BODY_BYTES_MAX, add_common_headers, answer_errors, bound_body
+from lava_proxy.api.exports import Exports
 from lava_proxy.api.health import REMEMBER_S, Health, HealthPages
 from lava_proxy.api.idempotency import idempotency
 from lava_proxy.api.meters import Meters
@@ -25,6 +26,7 @@ from lava_proxy.api.secret_keys import SecretKeys
 from lava_proxy.api.spend_keys import SpendKeys
 from lava_proxy.api.status_page import StatusPage
 from lava_proxy.api.unbuilt import unbuilt_routes
+from lava_proxy.api.usage import Usage
 from lava_proxy.api.wallet import Wallet
 from lava_proxy.api.wallet_keys import WalletKeys
 from lava_proxy.billing.funding import Funding
@@ -33,6 +35,8 @@ from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.merchant_stores import MerchantStores
 from lava_proxy.stores.outbox import Outbox
+from lava_proxy.stores.request_export import RequestExport
+from lava_proxy.stores.usage_store import UsageStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,8 @@ class ApiDependencies:
     outbox: Outbox
     merchant_stores: MerchantStores
     funding: Funding
+    usage: UsageStore
+    request_export: RequestExport
     price_version: str
     metrics: Callable[[], bytes]
     started_at: datetime
@@ -98,7 +104,9 @@ def operations_of(deps: ApiDependencies) -> list[Operation]:
     """Every operation of the REST API, in the order in which the OpenAPI document shows them."""
     catalog, outbox, clock, stores = deps.catalog, deps.outbox, deps.clock, deps.merchant_stores
     resources = (
+        Exports(catalog, deps.request_export),  # before /v1/requests/{request}
         Requests(catalog, deps.ledger),
+        Usage(catalog, deps.usage, clock),
         Customers(catalog, stores.customers, outbox, deps.funding),
         Connections(catalog, stores.customers, outbox, clock),
         Meters(catalog, stores.meters),

@@ -41,6 +41,8 @@ from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.merchant_stores import open_merchant_stores
 from lava_proxy.stores.outbox import Outbox
+from lava_proxy.stores.request_export import RequestExport
+from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.vault import Vault
 from lava_proxy.web.site import Site
 from lava_proxy.workers.credit_applier import CreditApplier
@@ -178,6 +180,8 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
                 stores.pool, stores.redis, stores.catalog, vault_of(config), business_clock(config)
             ),
             funding=Funding(stores.catalog, stores.balances),
+            usage=UsageStore(stores.pool),
+            request_export=RequestExport(stores.pool),
             price_version=prices_of(settings).version,
             models=listed_models(registry_of(config, settings)),
             clock=business_clock(config),

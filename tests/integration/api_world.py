@@ -28,6 +28,8 @@ from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.merchant_stores import open_merchant_stores
 from lava_proxy.stores.outbox import Outbox
+from lava_proxy.stores.request_export import RequestExport
+from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.vault import Vault
 from lava_proxy.workers.flusher import Flusher
 from lava_proxy.workers.recovery import Recovery
@@ -180,6 +182,8 @@ def dependencies(stores: Stores, **changes: Any) -> ApiDependencies:
         "outbox": stores.outbox,
         "merchant_stores": open_merchant_stores(stores.pool, stores.redis, stores.catalog, stores.vault, lambda: CLOCK),
         "funding": Funding(stores.catalog, stores.balances),
+        "usage": UsageStore(stores.pool),
+        "request_export": RequestExport(stores.pool),
         "price_version": "prices-1",
         "metrics": lambda: b"# TYPE lava_holds_open gauge\nlava_holds_open 0.0\n",
         "started_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),

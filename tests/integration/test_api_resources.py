@@ -417,7 +417,6 @@ async def test_what_is_not_built_yet_says_so(client: Client, acme: Shop) -> None
         ("POST", "/v1/checkout_sessions"),
         ("PATCH", "/v1/plans/sc_1"),
         ("POST", "/v1/requests"),
-        ("GET", "/v1/usage"),
         ("DELETE", "/v1/webhooks/w"),
         ("POST", "/v1/wallet/fund"),
     ):

@@ -1,0 +1,145 @@
+"""GET /v1/requests/export: every request of a filter as CSV or as lines of JSON, streamed a page at a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from decimal import Decimal
+from typing import Any
+
+import structlog
+from aiohttp import web
+from pydantic import Field
+
+from lava_proxy.api.authentication import merchant_of
+from lava_proxy.api.csv_lines import csv_line
+from lava_proxy.api.operations import Operation, QueryString
+from lava_proxy.api.queries import Query
+from lava_proxy.api.references import MeterVersions, connection_id_of, meter_id_of
+from lava_proxy.api.request_object import request_object
+from lava_proxy.api.usage import read_choice, read_moment, shown
+from lava_proxy.billing.rows import json_text
+from lava_proxy.domain.errors import StoreError
+from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.request_export import RequestExport, RequestFilter
+
+_STATUSES = ("completed", "error")
+_MEDIA = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
+_UNITS = ("tokens", "characters", "seconds")
+_COLUMNS = (
+    "request_id", "created_at", "timestamp", "status", "outcome", "provenance", "customer_id", "meter_id", "meter_slug",
+    "provider", "provider_key_type", "model", "endpoint", "http_status", "streamed", "billed", "service_tier", "response_id",
+    *(f"{side}_{unit}" for unit in _UNITS for side in ("input", "output", "total")), "cost", "charge", "metadata",
+)  # fmt: skip
+_log = structlog.get_logger("api")
+
+
+class ExportQuery(QueryString):
+    """The parameters of GET /v1/requests/export. All values are text; what is wrong with them is told together."""
+
+    format: str | None = Field(None, description="csv (default) or ndjson: the Request objects, one a line.")
+    start: str | None = Field(None, description="ISO 8601, inclusive, of the requests' creation.")
+    end: str | None = Field(None, description="ISO 8601, inclusive; now when absent. A date stands for all of its day.")
+    customer_id: str | None = Field(None, description="Only this customer: its id or reference_id.")
+    connection_id: str | None = Field(None, description="An older name of customer_id.")
+    meter_id: str | None = Field(None, description="Only this meter: its id or slug.")
+    product_id: str | None = Field(None, description="An older name of meter_id.")
+    metadata_filters: str | None = Field(
+        None, description='A JSON array of ["key", "value"] pairs, all of which a request must have.'
+    )
+    status: str | None = Field(None, description="completed or error.")
+    provider: str | None = Field(None, description="A provider's name, such as openai.")
+    model: str | None = Field(None, description="A model's name, as the requests have it.")
+
+
+class Exports:
+    """Downloads of stored requests."""
+
+    def __init__(self, catalog: CatalogStore, export: RequestExport) -> None:
+        self._catalog = catalog
+        self._export = export
+        self._versions = MeterVersions(catalog)
+
+    def operations(self) -> list[Operation]:
+        return [
+            Operation(
+                method="GET",
+                path="/v1/requests/export",
+                handler=self.requests,
+                tag="Requests",
+                summary="Download requests as CSV or lines of JSON",
+                query=ExportQuery,
+                media_type="text/csv",
+            )
+        ]
+
+    async def requests(self, request: web.Request, _: ExportQuery) -> web.StreamResponse:
+        """Newest first. The first page is read before the answer begins, so that what fails at once has a status of its own."""
+        query = Query(request.query)
+        file_format = read_choice(query, "format", ("csv", "ndjson"))
+        filters, is_nobody = await self._filters(query, merchant_of(request).merchant_id)
+        pages = _none() if is_nobody else self._export.pages(merchant_of(request).merchant_id, filters)
+        page: list[dict[str, Any]] = await anext(pages, [])
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": _MEDIA[file_format],
+                "Content-Disposition": f'attachment; filename="requests.{file_format}"',
+            }
+        )
+        response.enable_chunked_encoding()
+        await response.prepare(request)
+        try:
+            if file_format == "csv":
+                await response.write(csv_line(_COLUMNS).encode())
+            while page:
+                await response.write(await self._lines(page, file_format))  # waits for a slow reader
+                page = await anext(pages, [])
+        except StoreError as error:
+            # The status is gone: only a cut connection tells the reader that the file is not whole.
+            _log.warning("An export ended early", action="export_cut", error=error.message[:200])
+            if request.transport is not None:
+                request.transport.abort()
+        else:
+            await response.write_eof()
+        return response
+
+    async def _filters(self, query: Query, merchant_id: str) -> tuple[RequestFilter, bool]:
+        """What is asked for; and whether a customer or meter was named that is nobody's."""
+        start, end = read_moment(query, "start"), read_moment(query, "end")
+        if start is not None and end is not None and end.after <= start.at:
+            query.problems.append("End is before start.")
+        customer, meter = query.text("customer_id", "connection_id"), query.text("meter_id", "product_id")
+        metadata = query.metadata_filters()
+        provider, model, status = query.text("provider"), query.text("model"), query.values.get("status")
+        if status is not None and status not in _STATUSES:
+            query.problems.append(f"status is {shown(status)}; accepted: {', '.join(_STATUSES)}.")
+        query.check()
+        connection_id = await connection_id_of(self._catalog, merchant_id, customer) if customer else None
+        meter_id = await meter_id_of(self._catalog, merchant_id, meter) if meter else None
+        filters = RequestFilter(
+            connection_id=connection_id, meter_id=meter_id, metadata=metadata, status=status, provider=provider, model=model,
+            start=start.at if start else None, end=end.after if end else None,
+        )  # fmt: skip
+        return filters, (customer is not None and connection_id is None) or (meter is not None and meter_id is None)
+
+    async def _lines(self, rows: list[dict[str, Any]], file_format: str) -> bytes:
+        """A page of the file."""
+        objects = [request_object(row, await self._versions.get(row["meter_version"])) for row in rows]
+        if file_format == "ndjson":
+            return "".join(json_text(found) + "\n" for found in objects).encode()
+        return "".join(csv_line(_cells(found)) for found in objects).encode()
+
+
+def _cells(found: Mapping[str, Any]) -> list[object]:
+    """A Request object as the cells of _COLUMNS."""
+    flat = {
+        **found,
+        **found["model_usage"],
+        "charge": found["charge"]["amount"],
+        "metadata": json_text(found["metadata"]) if found["metadata"] else None,
+    }
+    return [format(value, "f") if isinstance(value := flat.get(name), Decimal) else value for name in _COLUMNS]
+
+
+async def _none() -> AsyncIterator[list[dict[str, Any]]]:
+    return
+    yield

@@ -1,0 +1,72 @@
+"""Stored requests in pages, newest first, for exports of any size: each page is a query of its own, so no connection is held."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import asyncpg
+
+from lava_proxy.domain.errors import StoreError
+from lava_proxy.stores.postgres import Pool
+
+PAGE_ROWS = 500
+_TIMEOUT_S = 25  # below what the gateway waits for a silent control process
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFilter:
+    """Which requests: those for which everything given is true. `start` inclusive, `end` exclusive, of their creation."""
+
+    connection_id: str | None = None
+    meter_id: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    status: str | None = None
+    provider: str | None = None
+    model: str | None = None
+    start: datetime | None = None
+    end: datetime | None = None
+
+
+class RequestExport:
+    """Reads only. Raises StoreError when Postgres cannot answer."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def pages(self, merchant_id: str, filters: RequestFilter) -> AsyncIterator[list[dict[str, Any]]]:
+        """Rows of the table `request`, at most PAGE_ROWS at a time; those that arrive meanwhile are not among them."""
+        before: str | None = None
+        while True:
+            rows = await self._page(merchant_id, filters, before)
+            if rows:
+                yield rows
+            if len(rows) < PAGE_ROWS:
+                return
+            before = rows[-1]["request_id"]
+
+    async def _page(self, merchant_id: str, filters: RequestFilter, before: str | None) -> list[dict[str, Any]]:
+        conditions = ["merchant_id = $1"]
+        args: list[Any] = [merchant_id]
+        wanted = {
+            "request_id < {}": before,
+            "connection_id = {}": filters.connection_id,
+            "meter_id = {}": filters.meter_id,
+            "metadata @> {}": dict(filters.metadata) or None,
+            "status = {}": filters.status,
+            "provider = {}": filters.provider,
+            "model = {}": filters.model,
+            "created_at >= {}": filters.start,
+            "created_at < {}": filters.end,
+        }
+        for condition, value in wanted.items():
+            if value is not None:
+                args.append(value)
+                conditions.append(condition.format(f"${len(args)}"))
+        query = f"SELECT * FROM request WHERE {' AND '.join(conditions)} ORDER BY request_id DESC LIMIT {PAGE_ROWS}"
+        try:
+            return [dict(row) for row in await self._pool.fetch(query, *args, timeout=_TIMEOUT_S)]
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
