@@ -1,8 +1,8 @@
 """Rollups of the requests, kept in the flusher's own transaction: what a row counts for, added up by quarter hour.
 
-Four tables of sums, each as coarse as its questions allow: a merchant's totals and shares (`usage_by_meter`), its models
-(`usage_by_model`), one customer (`usage_by_customer`), all customers side by side (`usage_by_customer_day`). Buckets are 15
-minutes, since zones lie at :30 and :45; those of the last table are UTC days.
+Tables of sums, each as coarse as its questions allow: a merchant's totals and shares (`usage_by_meter`), its models
+(`usage_by_model`), one customer (`usage_by_customer`); buckets are 15 minutes, since zones lie at :30 and :45. To compare all
+customers or models over months there are UTC days (`usage_by_customer_day`, `usage_by_model_day`).
 
 A batch is added up here, from the rows as they are written; the migration's view `usage_fact` says the same in SQL, for
 rebuilding, for the audit, and for questions that only rows can answer.
@@ -28,6 +28,7 @@ ROLLUPS: dict[str, tuple[str, ...]] = {
     "usage_by_model": ("merchant_id", "bucket", "meter_id", "provider", "model"),
     "usage_by_customer": ("merchant_id", "connection_id", "bucket", "meter_id", "provider", "model"),
     "usage_by_customer_day": ("merchant_id", "bucket", "connection_id", "meter_id"),
+    "usage_by_model_day": ("merchant_id", "bucket", "meter_id", "provider", "model"),
 }
 """Table -> its key."""
 

@@ -184,30 +184,27 @@ def _parts(window: UsageWindow, filters: UsageFilter, group: str, rows_only: boo
         spans.append(("usage_fact", "created_at", window.start, window.end))
     else:
         spans.append(("usage_fact", "created_at", window.start, first))
-        spans += _day_spans(first, after) if table == "usage_by_customer_day" else [(table, "bucket", first, after)]
+        spans += _day_spans(table, first, after) if table.endswith("_day") else [(table, "bucket", first, after)]
         spans.append(("usage_fact", "created_at", after, window.end))
     return [part(name, time, columns, low, high) for name, time, low, high in spans if low < high], False
 
 
 def _table(filters: UsageFilter, group: str) -> str:
-    """The smallest rollup that knows the filter and the group."""
-    if group == "connection_id" and filters.connection_id is None:
-        return "usage_by_customer_day"
+    """The smallest rollup that knows the filter and the group; of days, where it need not be cut finer."""
     if filters.connection_id is not None:
         return "usage_by_customer"
-    return "usage_by_model" if group in ("provider", "model") else "usage_by_meter"
+    if group == "connection_id":
+        return "usage_by_customer_day"
+    return "usage_by_model_day" if group in ("provider", "model") else "usage_by_meter"
 
 
-def _day_spans(first: datetime, after: datetime) -> list[tuple[str, str, datetime, datetime]]:
-    """Whole UTC days from the table of days, the quarter hours before and behind them from that of buckets."""
+def _day_spans(table: str, first: datetime, after: datetime) -> list[tuple[str, str, datetime, datetime]]:
+    """Whole UTC days from a table of days, the quarter hours before and behind them from that of buckets."""
+    fine = table.removesuffix("_day")
     day, last = first + -(first - _EPOCH) % _DAY, after - (after - _EPOCH) % _DAY
     if day >= last:
-        return [("usage_by_customer", "bucket", first, after)]
-    return [
-        ("usage_by_customer", "bucket", first, day),
-        ("usage_by_customer_day", "bucket", day, last),
-        ("usage_by_customer", "bucket", last, after),
-    ]
+        return [(fine, "bucket", first, after)]
+    return [(fine, "bucket", first, day), (table, "bucket", day, last), (fine, "bucket", last, after)]
 
 
 assert BUCKET == timedelta(minutes=15), "windows and rollups agree about the bucket"

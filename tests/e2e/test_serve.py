@@ -112,6 +112,7 @@ def test_an_operator_serves_from_an_empty_installation_to_a_charged_call(
         assert row["provider_key_type"] == "stored"
         assert row["charge"]["amount"] == f"0.{usage['total_tokens'] * 20_000 * 10:010d}"
         assert cli("rebuild", "--json")["wallets"] == 2
+        assert cli("rebuild", "--rollups", "--json")["met"] is True
         with urlopen(Request(f"{base_url}customers/user-42", headers=dict(ask.header_items())), timeout=30) as response:
             assert json.load(response)["balance"] == f"0.{1_000_000_000 - usage['total_tokens'] * 20_000:09d}0"
         assert cli("audit", "--json")["violations"] == []

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import _processes as processes
-from benchmarks import gateway
+from benchmarks import gateway, usage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -91,3 +91,23 @@ def test_cpu_time_of_a_process_grows_while_it_works() -> None:
     sum(range(300_000))
     assert processes.cpu_us([os.getpid()]) >= before
     assert processes.memory_kb([os.getpid()]) > 1_000
+
+
+def test_the_usage_benchmark_seeds_asks_and_judges() -> None:
+    command = [sys.executable, "-m", "benchmarks.usage", "--rows", "2000", "--asks", "3", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if report["met"] else 1), done.stderr
+    assert set(report["usage"]) == {"merchant", "customer", "by_model", "by_customer", "year"}
+    assert all(0 < found["p50_ms"] <= found["p95_ms"] for found in report["usage"].values())
+    assert report["rollup_rows"]["usage_by_customer"] > 0 and report["rows"] == 2000
+    assert set(report["targets"]) >= {"merchant_p95_ms", "customer_p95_ms", "by_model_p95_ms"}
+
+
+def test_usage_that_gets_slower_with_the_rows_misses_its_target() -> None:
+    quick = {name: {"p50_ms": 10.0, "p95_ms": 20.0} for name in ("merchant", "customer", "by_model")}
+    slow = {**quick, "merchant": {"p50_ms": 90.0, "p95_ms": 101.0}}
+    assert usage.summarise(1, 1, {"tenth": quick, "all": quick}, {})["met"] is True
+    report = usage.summarise(1, 1, {"tenth": quick, "all": slow}, {})
+    missed = {name for name, target in report["targets"].items() if not target["met"]}
+    assert (report["met"], missed) == (False, {"merchant_p95_ms", "growth_with_ten_times_the_rows"})

@@ -79,10 +79,13 @@ ALTER TABLE usage_by_customer ADD COLUMN connection_id text NOT NULL,
   ADD PRIMARY KEY (merchant_id, connection_id, bucket, meter_id, provider, model);
 CREATE INDEX usage_by_customer_bucket ON usage_by_customer (merchant_id, bucket);
 
--- Whole UTC days, so that comparing all customers over months does not read each one's quarter hours.
+-- Whole UTC days, so that comparing all customers or models over months does not read each one's quarter hours.
 CREATE TABLE usage_by_customer_day (LIKE usage_by_customer) WITH (fillfactor = 70);
 ALTER TABLE usage_by_customer_day DROP COLUMN provider, DROP COLUMN model,
   ADD PRIMARY KEY (merchant_id, bucket, connection_id, meter_id);
+
+CREATE TABLE usage_by_model_day (LIKE usage_by_model) WITH (fillfactor = 70);
+ALTER TABLE usage_by_model_day ADD PRIMARY KEY (merchant_id, bucket, meter_id, provider, model);
 
 -- A window's ragged ends and exports by time read rows; rows lie nearly in the order of their time.
 CREATE INDEX request_created ON request USING brin (created_at) WITH (pages_per_range = 32, autosummarize = on);
@@ -94,6 +97,7 @@ BEGIN
   DELETE FROM usage_by_model;
   DELETE FROM usage_by_customer;
   DELETE FROM usage_by_customer_day;
+  DELETE FROM usage_by_model_day;
   CREATE TEMPORARY TABLE usage_found ON COMMIT DROP AS
   SELECT merchant_id, bucket, connection_id, meter_id, provider, model, outcome, provenance,
     bounded(sum(requests)) AS requests, bounded(sum(errors)) AS errors, bounded(sum(input_tokens)) AS input_tokens,
@@ -139,6 +143,15 @@ BEGIN
     bounded(sum(cost_nanos)), bounded(sum(charge_nanos)), bounded(sum(fee_nanos)), bounded(sum(wallet_nanos)),
     bounded(sum(merchant_nanos)), bounded(sum(net_nanos))
   FROM usage_found GROUP BY 1, 2, 3, 4;
+  INSERT INTO usage_by_model_day (merchant_id, bucket, meter_id, provider, model,
+    requests, errors, input_tokens, output_tokens, input_characters, output_characters, input_micros, output_micros,
+    cost_nanos, charge_nanos, fee_nanos, wallet_nanos, merchant_nanos, net_nanos)
+  SELECT merchant_id, date_bin('1 day', bucket, 'epoch'::timestamptz), meter_id, provider, model,
+    bounded(sum(requests)), bounded(sum(errors)), bounded(sum(input_tokens)), bounded(sum(output_tokens)),
+    bounded(sum(input_characters)), bounded(sum(output_characters)), bounded(sum(input_micros)), bounded(sum(output_micros)),
+    bounded(sum(cost_nanos)), bounded(sum(charge_nanos)), bounded(sum(fee_nanos)), bounded(sum(wallet_nanos)),
+    bounded(sum(merchant_nanos)), bounded(sum(net_nanos))
+  FROM usage_found GROUP BY 1, 2, 3, 4, 5;
   DROP TABLE usage_found;
 END $$;
 SELECT rebuild_usage();
