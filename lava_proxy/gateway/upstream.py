@@ -7,7 +7,6 @@ use; once request bytes have been written nothing is ever sent again, because a 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import select
 import socket
 import ssl
@@ -20,6 +19,7 @@ import httptools
 
 from lava_proxy.domain.errors import StoreError, UpstreamError
 from lava_proxy.settings import Upstream as UpstreamSettings
+from lava_proxy.wire.addresses import is_public
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -393,7 +393,7 @@ class UpstreamPool:
             return known[1]
         found = await self._loop.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
-        if origin.guarded and not all(ipaddress.ip_address(address).is_global for address in addresses):
+        if origin.guarded and not all(is_public(address) for address in addresses):
             raise UpstreamError(
                 f"{origin.host} resolves to an address that is not public; only a provider with an override may be private.",
                 code="upstream_address_refused",
