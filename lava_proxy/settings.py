@@ -72,6 +72,16 @@ class Flusher:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Webhooks:
+    timeout_s: int
+    lease_s: int
+    concurrency_max: int
+    endpoint_concurrency_max: int
+    keep_days: int
+    allow_private: int  # 1: receivers may have private addresses and plain http
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All of it. `environment` is a copy of the variables the program may use (provider keys by stanza's `key_env`)."""
 
@@ -81,6 +91,7 @@ class Settings:
     redis: Redis
     cache: Cache
     flusher: Flusher
+    webhooks: Webhooks
     providers_table: Mapping[str, Any] = field(repr=False)
     prices_table: Mapping[str, Any] = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
@@ -90,6 +101,8 @@ class Settings:
             raise ValueError("reserve.lease_s must be at least five times reserve.checkpoint_s, else live streams are reaped")
         if self.http.body_timeout_s < self.http.head_timeout_s:
             raise ValueError("http.body_timeout_s must not be below http.head_timeout_s")
+        if self.webhooks.lease_s < 2 * self.webhooks.timeout_s:
+            raise ValueError("webhooks.lease_s must be at least twice webhooks.timeout_s, else deliveries under way are sent again")
 
     def provider_keys(self, key_env: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
         """Provider name -> key, for the providers whose variable is set."""
@@ -106,7 +119,7 @@ class Settings:
         return ":".join(values).rstrip(":") if all(values[:2]) else ""
 
 
-_MAY_BE_ZERO = frozenset({"keepalive_comment_s", "breaker_failures_max"})  # zero switches it off
+_MAY_BE_ZERO = frozenset({"keepalive_comment_s", "breaker_failures_max", "allow_private"})  # zero switches it off
 
 _SECTIONS: dict[str, type] = {
     "http": Http,
@@ -115,6 +128,7 @@ _SECTIONS: dict[str, type] = {
     "redis": Redis,
     "cache": Cache,
     "flusher": Flusher,
+    "webhooks": Webhooks,
 }
 
 

@@ -42,6 +42,10 @@ UPSTREAM_CONNECTIONS = Gauge("lava_upstream_connections", "Connections to provid
 BREAKER = Gauge("lava_breaker_state", "0 closed, 1 half open, 2 open", ["provider"], multiprocess_mode="max")
 SCRIPT_RESERVE = SCRIPT_SECONDS.labels("reserve")
 ANOMALIES = Counter("lava_usage_anomalies_total", "Usage that contradicted itself and was clamped in the cost")
+WEBHOOK_DELIVERIES = Counter("lava_webhook_deliveries_total", "Tries of outgoing webhooks", ["outcome"])
+WEBHOOKS_DISABLED = Counter("lava_webhooks_disabled_total", "Webhook endpoints disabled for their answers", ["reason"])
+WEBHOOKS_PENDING = Gauge("lava_webhook_pending", "Deliveries not yet accepted", multiprocess_mode="livemostrecent")
+WEBHOOK_OLDEST = Gauge("lava_webhook_oldest_seconds", "Age of the oldest of them", multiprocess_mode="livemostrecent")
 
 
 class Tally:

@@ -12,11 +12,13 @@ import asyncpg
 from lava_proxy.domain.catalog import MeterVersion, RateType, Tier, TierType, TokenBasis
 from lava_proxy.domain.errors import CallerError, Conflict, NotFound
 from lava_proxy.domain.limits import KeyRules, Limits, limits_document, parse_limits
+from lava_proxy.domain.webhooks import CUSTOMER_CREATED
 from lava_proxy.stores.balance_store import partition_of
 from lava_proxy.stores.database import Database
 from lava_proxy.stores.ids import hash_of, new_id, new_secret
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.vault import Vault
+from lava_proxy.stores.webhook_events import add_event
 
 Clock = Callable[[], datetime]
 
@@ -196,6 +198,10 @@ class CatalogStore(Database):
                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)""",
                     connection_id, merchant_id, wallet_id, reference_id, hash_of(secret),
                     self._vault.seal(secret, f"connection:{connection_id}"), contact or {}, metadata, now,
+                )  # fmt: skip
+                await add_event(
+                    db, merchant_id=merchant_id, event_type=CUSTOMER_CREATED, at=now, connection_id=connection_id,
+                    transition=connection_id,
                 )  # fmt: skip
         except asyncpg.UniqueViolationError as error:
             raise Conflict(f"A customer with reference_id {reference_id!r} exists already.", code="reference_id_taken") from error

@@ -38,8 +38,9 @@ SEALED = (
         "idempotent_answer:{merchant_id}:{idempotency_key}",
     ),
     SealedColumn("provider_key", ("merchant_id", "provider"), "key_sealed", "provider_key:{merchant_id}:{provider}"),
+    SealedColumn("webhook_secret", ("webhook_id", "secret_id"), "secret_sealed", "webhook_secret:{webhook_id}:{secret_id}"),
 )
-"""Every sealed column of the schema; contexts as catalog_store.py writes them."""
+"""Every sealed column of the schema; contexts as catalog_store.py and webhook_store.py write them."""
 
 
 @dataclass(slots=True)

@@ -19,6 +19,7 @@ from lava_proxy.stores.outbox import OutboxEntry
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.row_repair import repaired
 from lava_proxy.stores.usage_rollup import UsageRollup, differences
+from lava_proxy.stores.webhook_events import note_balances
 
 Marks = dict[int, tuple[int, int]]
 
@@ -133,6 +134,7 @@ class LedgerStore:
             )
         for entry in doubles:
             await self._reverse(db, entry)
+        await note_balances(db, entries)
 
     async def _reverse(self, db: Any, entry: OutboxEntry) -> None:
         """A debit of an id that was debited before (Redis had forgotten it): note it, and give the money back."""

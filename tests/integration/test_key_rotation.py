@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -13,6 +14,7 @@ from lava_proxy.stores import key_rotation
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.key_rotation import SEALED, rotate
 from lava_proxy.stores.vault import SealBroken, Vault, new_master_key
+from lava_proxy.stores.webhook_store import WebhookStore
 from tests.billing_world import World
 
 OLD, NEW = new_master_key(), new_master_key()
@@ -48,6 +50,10 @@ async def test_all_secrets_come_back_under_the_new_key_and_none_under_the_old(
     old, new = await _store(world, OLD), await _store(world, NEW)
     secrets = await _fill(world, old)
     before = await _secrets(world, old)
+    now = datetime.now(UTC)
+    webhook = await WebhookStore(world.pool, Vault(OLD)).create(
+        world.merchant_id, name="w", url="https://r.example", vocabulary="customer", events=None, status="active", now=now
+    )
     await old.check_master_key()
     with pytest.raises(SealBroken):  # a start with another key is refused before anything is sealed under it
         await new.check_master_key()
@@ -57,12 +63,15 @@ async def test_all_secrets_come_back_under_the_new_key_and_none_under_the_old(
         "connection": {"resealed": 5, "already": 0},
         "meter": {"resealed": 1, "already": 0},
         "provider_key": {"resealed": 2, "already": 0},
+        "webhook_secret": {"resealed": 1, "already": 0},
     }
     assert await _secrets(world, new) == before and set(secrets) < set(before)
     with pytest.raises(ValueError, match="cannot be opened"):
         await _secrets(world, old)
+    outgoing = await WebhookStore(world.pool, Vault(NEW)).add_test(webhook, now, timedelta(seconds=30))
+    assert outgoing.secrets == (webhook.secret,)
     again = await rotate(world.pool, Vault(NEW, (OLD,)))
-    assert [counts["resealed"] for counts in again.values()] == [0, 0, 0, 0]
+    assert [counts["resealed"] for counts in again.values()] == [0, 0, 0, 0, 0]
     await new.check_master_key()
 
 
