@@ -29,7 +29,9 @@ from lava_proxy.api.unbuilt import unbuilt_routes
 from lava_proxy.api.usage import Usage
 from lava_proxy.api.wallet import Wallet
 from lava_proxy.api.wallet_keys import WalletKeys
+from lava_proxy.api.webhooks import Webhooks
 from lava_proxy.billing.funding import Funding
+from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.model_list import ListedModel
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.ledger_store import LedgerStore
@@ -37,6 +39,7 @@ from lava_proxy.stores.merchant_stores import MerchantStores
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
+from lava_proxy.stores.webhook_store import WebhookStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +57,8 @@ class ApiDependencies:
     funding: Funding
     usage: UsageStore
     request_export: RequestExport
+    webhooks: WebhookStore
+    webhook_client: WebhookClient
     price_version: str
     metrics: Callable[[], bytes]
     started_at: datetime
@@ -115,6 +120,7 @@ def operations_of(deps: ApiDependencies) -> list[Operation]:
         WalletKeys(),
         Models(deps.models, clock),
         Wallet(outbox),
+        Webhooks(deps.webhooks, deps.webhook_client, clock),
         AuthCallback(catalog, stores.login_codes, stores.secret_keys),
     )
     return [operation for resource in resources for operation in resource.operations()]

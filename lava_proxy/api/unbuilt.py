@@ -22,8 +22,6 @@ UNBUILT: dict[str, str] = {
     f"subscriptions/{_ONE}": "PATCH DELETE",
     "credit_bundles": "GET",
     f"credit_bundles/{_ONE}": "GET",
-    "webhooks": "GET POST",
-    f"webhooks/{_ONE}": "GET PATCH DELETE",
     "wallet/fund": "POST",
     "payment_methods": "GET",
     "flex/checkout_sessions": "POST",

@@ -6,6 +6,7 @@ import asyncio
 import ctypes
 import gc
 import os
+import random
 import signal
 import socket
 import sys
@@ -29,6 +30,7 @@ from lava_proxy.billing.rating import Rating
 from lava_proxy.domain.errors import LavaError
 from lava_proxy.domain.prices import PriceBook
 from lava_proxy.gateway.worker import GatewayWorker
+from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.model_list import listed_models
 from lava_proxy.providers.prices_source import load_price_book
 from lava_proxy.providers.registry import Registry, load_registry
@@ -44,16 +46,19 @@ from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.vault import Vault
+from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.web.site import Site
 from lava_proxy.workers.credit_applier import CreditApplier
 from lava_proxy.workers.drift import Drift
 from lava_proxy.workers.flusher import Flusher, kill_self
 from lava_proxy.workers.hold_reaper import HoldReaper
 from lava_proxy.workers.recovery import Recovery
+from lava_proxy.workers.webhook_sender import WebhookSender
 
 _PR_SET_PDEATHSIG = 1
 _SMALL_BATCH_ROWS = 500
 _GATHER_S = 0.03
+_WEBHOOK_PAUSE_S = 0.2  # how late an event may start when the queue was empty
 _DRIFT_ROUND_S = 5.0  # a partition; all of them in about five minutes
 _OUTAGES: tuple[type[Exception], ...] = (LavaError, RedisError, OSError, *postgres.Failures)
 _log = structlog.get_logger("roles")
@@ -70,6 +75,7 @@ class Stores:
     pool: postgres.Pool
     catalog: CatalogStore
     ledger: LedgerStore
+    webhooks: WebhookStore
 
     async def close(self) -> None:
         await self.hot.stop()
@@ -88,14 +94,16 @@ async def open_stores(config: RunConfig, settings: Settings, *, pool_max: int, r
     )
     await hot.start()
     pool = await postgres.connect(config.database_url, size_max=pool_max)
+    vault = vault_of(config)
     return Stores(
         redis,
         hot,
         Outbox(redis),
         BalanceStore(hot),
         pool,
-        CatalogStore(pool, vault_of(config)),
+        CatalogStore(pool, vault),
         LedgerStore(pool),
+        WebhookStore(pool, vault),
     )
 
 
@@ -111,6 +119,16 @@ def registry_of(config: RunConfig, settings: Settings) -> Registry:
 
 def prices_of(settings: Settings) -> PriceBook:
     return load_price_book(settings.prices_table.get("price", []))
+
+
+def webhook_client_of(config: RunConfig, settings: Settings) -> WebhookClient:
+    """Signs with the world's time, whatever a test clock says: receivers refuse signatures that are old."""
+    return WebhookClient(
+        timeout_s=settings.webhooks.timeout_s,
+        connections_max=settings.webhooks.concurrency_max,
+        allow_private=bool(settings.webhooks.allow_private) or config.dev,
+        clock=lambda: datetime.now(UTC),
+    )
 
 
 def run_role(main: Coroutine[Any, Any, None], *, supervised: bool) -> None:
@@ -171,6 +189,8 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     stopping = stop_event()
     stores = await open_stores(config, settings, pool_max=8)
     environment = settings.environment
+    webhook_client = webhook_client_of(config, settings)
+    await webhook_client.open()
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
@@ -182,6 +202,8 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             funding=Funding(stores.catalog, stores.balances),
             usage=UsageStore(stores.pool),
             request_export=RequestExport(stores.pool),
+            webhooks=stores.webhooks,
+            webhook_client=webhook_client,
             price_version=prices_of(settings).version,
             models=listed_models(registry_of(config, settings)),
             clock=business_clock(config),
@@ -205,6 +227,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     os.chmod(config.control_socket, 0o600)
     await stopping.wait()
     await runner.cleanup()
+    await webhook_client.close()
     await stores.close()
 
 
@@ -229,12 +252,23 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
     applier = CreditApplier(stores.catalog, Funding(stores.catalog, stores.balances))
     recovery = Recovery(stores.outbox, stores.ledger, business_clock(config))
     drift = Drift(stores.outbox, stores.ledger)
+    webhook_client = webhook_client_of(config, settings)
+    await webhook_client.open()
+    sender = WebhookSender(
+        stores.webhooks, webhook_client, settings.webhooks, clock=business_clock(config), jitter=lambda: random.randint(0, 1000)
+    )
 
     async def flush() -> int:
         rows = await flusher.run_once() if await leader.is_leader() else 0
         if 0 < rows < _SMALL_BATCH_ROWS:
             await asyncio.sleep(_GATHER_S)  # a transaction costs as much as some hundred rows
         return rows
+
+    async def send() -> int:
+        done = await sender.run_once()
+        if not done:
+            await asyncio.sleep(_WEBHOOK_PAUSE_S)
+        return done
 
     async def recover() -> int:
         return await recovery.run_once() if await leader.is_leader() else 0
@@ -252,11 +286,16 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         tasks.start("reaper", _every(1.0, lambda: lead(reaper.run_once))),
         tasks.start("credit-applier", _every(1.0, lambda: lead(applier.run_once))),
         tasks.start("drift", _every(_DRIFT_ROUND_S, lambda: lead(drift.run_once))),
+        tasks.start("webhook-sender", _every(0.0, send)),
+        tasks.start("webhook-gauges", _every(5.0, sender.measure)),
+        tasks.start("webhook-prune", _every(3600.0, sender.prune)),
         tasks.start("gauges", _every(1.0, lambda: _gauges(stores.outbox))),
         tasks.start("partitions", _every(3600.0, partitions)),
     ]
     await stopping.wait()
     await tasks.stop(*running)
+    await sender.drain()
+    await webhook_client.close()
     with suppress(*_OUTAGES):
         if await leader.is_leader():
             await Flusher(stores.outbox, stores.ledger, settings.flusher).flush_all()

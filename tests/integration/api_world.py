@@ -19,6 +19,7 @@ from lava_proxy.api.application import ApiDependencies, build_application
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rows import RowStarts, json_text, opening_row
 from lava_proxy.domain.catalog import Grant, Tier
+from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.stores import outbox as outbox_module
 from lava_proxy.stores import postgres
 from lava_proxy.stores.balance_store import BalanceStore
@@ -31,6 +32,7 @@ from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.vault import Vault
+from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.workers.flusher import Flusher
 from lava_proxy.workers.recovery import Recovery
 from tests.engines import RunningEngines, flush_redis, fresh_database
@@ -52,6 +54,8 @@ class Stores:
     ledger: LedgerStore
     flusher: Flusher
     vault: Vault
+    webhooks: WebhookStore
+    webhook_client: WebhookClient
 
     async def flush(self) -> None:
         await self.flusher.flush_all()
@@ -87,6 +91,8 @@ async def opened_stores(engines: RunningEngines) -> AsyncIterator[Stores]:
         assert await hot.wait_ready(10)
         vault = Vault(base64.b64encode(os.urandom(32)).decode())
         flusher = Flusher(outbox, ledger, settings.load({}).flusher)
+        webhook_client = WebhookClient(timeout_s=2, connections_max=10, allow_private=True, clock=lambda: datetime.now(UTC))
+        await webhook_client.open()
         yield Stores(
             redis=client,
             pool=pool,
@@ -97,7 +103,10 @@ async def opened_stores(engines: RunningEngines) -> AsyncIterator[Stores]:
             ledger=ledger,
             flusher=flusher,
             vault=vault,
+            webhooks=WebhookStore(pool, vault),
+            webhook_client=webhook_client,
         )
+        await webhook_client.close()
         await hot.stop()
         await client.aclose()
         await postgres.close(pool)
@@ -184,6 +193,8 @@ def dependencies(stores: Stores, **changes: Any) -> ApiDependencies:
         "funding": Funding(stores.catalog, stores.balances),
         "usage": UsageStore(stores.pool),
         "request_export": RequestExport(stores.pool),
+        "webhooks": stores.webhooks,
+        "webhook_client": stores.webhook_client,
         "price_version": "prices-1",
         "metrics": lambda: b"# TYPE lava_holds_open gauge\nlava_holds_open 0.0\n",
         "started_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),

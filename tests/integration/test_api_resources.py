@@ -418,6 +418,7 @@ async def test_what_is_not_built_yet_says_so(client: Client, acme: Shop) -> None
         ("PATCH", "/v1/plans/sc_1"),
         ("POST", "/v1/requests"),
         ("DELETE", "/v1/webhooks/w"),
+        ("GET", "/v1/usage"),
         ("POST", "/v1/wallet/fund"),
     ):
         status, error = await refused(client, path, acme, method)
