@@ -242,6 +242,7 @@ class WebhookStore:
     ) -> list[Outgoing]:
         """Deliveries that are due, taken for `lease`: at most `limit`, and of a webhook `per_webhook` less its `busy` ones.
 
+        An endpoint that failed last gets one at a time, after the others: those that hang must not hold all of a sender's slots.
         A delivery waits while an earlier one of its wallet to the same endpoint has had fewer than ORDERED_TRIES tries.
         """
 
@@ -256,8 +257,10 @@ class WebhookStore:
                     AND (p.wallet_id IS NULL OR NOT EXISTS (
                       SELECT 1 FROM delivery earlier WHERE earlier.webhook_id = p.webhook_id AND earlier.wallet_id = p.wallet_id
                       AND earlier.state = 'pending' AND earlier.ordinal < p.ordinal AND earlier.tries < $6))
-                    ORDER BY p.next_try_at, p.ordinal LIMIT greatest(0, $3 - coalesce(busy.count, 0)) FOR UPDATE SKIP LOCKED) d
-                  WHERE w.status = 'active' LIMIT $2)
+                    ORDER BY p.next_try_at, p.ordinal
+                    LIMIT greatest(0, CASE WHEN w.failing_since IS NULL THEN $3 ELSE 1 END - coalesce(busy.count, 0))
+                    FOR UPDATE SKIP LOCKED) d
+                  WHERE w.status = 'active' ORDER BY w.failing_since IS NOT NULL LIMIT $2)
                 UPDATE delivery SET tries = tries + 1, next_try_at = $1 + $7, first_try_at = coalesce(first_try_at, $1)
                 FROM due WHERE delivery.delivery_id = due.delivery_id RETURNING delivery.delivery_id""",
                 now, limit, per_webhook, list(busy), list(busy.values()), ORDERED_TRIES, lease,

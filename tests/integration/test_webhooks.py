@@ -416,6 +416,21 @@ async def test_a_failing_wallet_or_endpoint_does_not_hold_up_others(shop: Shop) 
         await sender.drain()
 
 
+async def test_an_endpoint_that_failed_gets_one_delivery_at_a_time_until_it_takes_one(shop: Shop) -> None:
+    await shop.endpoint()
+    shop.receiver.faults = [500]
+    await shop.world.catalog.create_connection(shop.world.merchant_id)
+    await shop.send()
+    for _ in range(4):
+        await shop.world.catalog.create_connection(shop.world.merchant_id)
+    sender = shop.sender()
+    assert await sender.run_once() == 1 and await sender.run_once() == 0
+    await sender.drain()
+    assert await sender.run_once() == 3
+    await sender.drain()
+    assert len(shop.receiver.received) == 5
+
+
 async def test_a_balance_that_an_endpoint_cannot_take_gives_way_to_newer_ones(shop: Shop) -> None:
     """What waits for a dead endpoint is bounded for each wallet; the last balance is always among it."""
     webhook = await shop.endpoint(events=[BALANCE_UPDATED])
