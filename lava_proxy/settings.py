@@ -40,6 +40,8 @@ class Upstream:
     stop_timeout_s: int
     total_timeout_s: int
     keepalive_comment_s: int
+    websocket_idle_timeout_s: int
+    websocket_message_bytes_max: int
     breaker_failures_max: int
     breaker_open_s: int
 

@@ -20,7 +20,7 @@ from lava_proxy.domain.calendar import month_cycle_id
 from lava_proxy.domain.catalog import Grant
 from lava_proxy.domain.errors import CallerError, LimitExceeded, StoreError
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX
-from lava_proxy.domain.prices import Cost, PriceBook, ceiling_cost
+from lava_proxy.domain.prices import Cost, ModelPrice, PriceBook, ceiling_cost
 from lava_proxy.domain.usage import TOKEN_KEYS, Outcome, Provenance, Reading, Usage
 from lava_proxy.providers.base import Call, Provider
 from lava_proxy.providers.ceilings import likely_input_tokens
@@ -286,6 +286,10 @@ class Charging:
         await self._until_answered(
             wallet_id, request_id, fees.NOTHING, tier_field, row, mode="held", fingerprint=_NOTHING_DELIVERED
         )
+
+    def price_of(self, hold: Hold, model: str | None) -> ModelPrice | None:
+        """The price of a model that an open call has turned to; None when it has none here."""
+        return self._prices.price_for(hold.provider.price_id or hold.provider.name, model, at=hold.opened_at) if model else None
 
     async def checkpoint(self, hold: Hold, ending: Ending) -> bool:
         """Move a live stream's lease on, and keep what it would be charged now, should this process die."""

@@ -23,6 +23,8 @@ Headers = list[tuple[bytes, bytes]]
 
 _LOOKED_AT_LENGTHS = frozenset(map(len, (b"host", b"expect", b"content-length", b"transfer-encoding")))
 _LINGER_S = 5.0  # after a refusal the rest of the request is read and dropped: a close at once would destroy the answer
+_EARLY_BYTES_MAX = 65_536  # read of another protocol before the answer to the request for it is known
+_ENDED = (0, "", "")  # as a failure that has been answered
 _FRAMING_FACTOR = 16  # bytes of chunk framing for one of body: a one-byte chunk takes five; above, it is extensions or trailers
 
 
@@ -33,7 +35,7 @@ class _Rejected(Exception):
 class Request:
     """One parsed request; complete when it is handed to an exchange."""
 
-    __slots__ = ("body_bytes", "body_parts", "headers", "http10", "keep_alive", "method", "target")
+    __slots__ = ("body_bytes", "body_parts", "headers", "http10", "keep_alive", "method", "target", "upgrade")
 
     def __init__(self) -> None:
         self.method = ""
@@ -43,6 +45,7 @@ class Request:
         self.body_bytes = 0
         self.keep_alive = True
         self.http10 = False
+        self.upgrade = False  # does it ask for another protocol on its connection; it is then the last one there
 
     def body(self) -> bytes:
         """The whole body; the parts are dropped."""
@@ -55,6 +58,13 @@ class Exchange(Protocol):
 
     def client_gone(self) -> None: ...
     def client_writable(self, writable: bool) -> None: ...
+
+
+class Receiver(Protocol):
+    """Who takes over what a client sends after a request to switch protocols."""
+
+    def client_data(self, data: bytes) -> None: ...
+    def client_eof(self) -> None: ...
 
 
 class Connections:
@@ -82,8 +92,9 @@ class Downstream(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_continue_due", "_ended_reading", "_failed", "_framing_bytes", "_in_head", "_limits", "_loop", "_paused", "_request",
-        "_shared", "_since", "_stalled_since", "_upgrade", "exchange", "parser", "queue", "transport", "writable",
+        "_continue_due", "_early", "_ended_reading", "_failed", "_framing_bytes", "_in_head", "_limits", "_loop", "_paused",
+        "_receiver", "_request", "_shared", "_since", "_stalled_since", "_upgrade", "exchange", "parser", "queue", "transport",
+        "writable",
     )  # fmt: skip
 
     def __init__(self, shared: Connections) -> None:
@@ -102,7 +113,9 @@ class Downstream(asyncio.Protocol):
         self._failed: tuple[int, str, str] | None = None
         self._ended_reading = False
         self._paused = False
-        self._upgrade = False
+        self._upgrade = False  # a request to switch protocols was the last one read
+        self._early = b""  # what came behind it before anybody took it
+        self._receiver: Receiver | None = None
         self._since = self._loop.time()  # of the present wait: for a request, for its rest
         self._stalled_since = 0.0
 
@@ -125,6 +138,8 @@ class Downstream(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Half-close: a client may close its sending side and still read the answer."""
         self._ended_reading = True
+        if self._receiver is not None and self._failed is None:
+            self._receiver.client_eof()
         return self.exchange is not None or bool(self.queue)
 
     def pause_writing(self) -> None:
@@ -140,14 +155,19 @@ class Downstream(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._failed is not None or self._upgrade:
+            if self._upgrade and self._failed is None:
+                self._take(data)
             return
         if not self._in_head or (self._request is None and not self._framing_bytes):
             self._since = self._loop.time()  # a head has one deadline, however slowly its bytes trickle in
         self._framing_bytes += len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
+        except httptools.HttpParserUpgrade as upgrade:
             self._upgrade = True
+            self._early = data[upgrade.args[0] :]
+            if self.queue:
+                self.queue[-1].upgrade, self.queue[-1].keep_alive = True, False
         except httptools.HttpParserCallbackError as error:
             if not isinstance(error.__context__, _Rejected):
                 raise (error.__context__ or error) from None
@@ -286,6 +306,46 @@ class Downstream(asyncio.Protocol):
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
+    # -- another protocol
+
+    @property
+    def has_ended(self) -> bool:
+        """Has the client closed its sending side?"""
+        return self._ended_reading
+
+    def switched(self, receiver: Receiver) -> bytes:
+        """From here on what the client sends goes to `receiver`; what it has sent already is returned."""
+        self._receiver, early, self._early = receiver, self._early, b""
+        if self._paused and self.transport is not None:
+            self._paused = False
+            self.transport.resume_reading()
+        return early
+
+    def linger(self) -> None:
+        """End the other protocol: nothing more is written, and what the client still sends is read and dropped for a while.
+
+        A close at once, with bytes of the client unread, would destroy what was written last.
+        """
+        self.exchange = None
+        self._since = self._loop.time()
+        self._failed = _ENDED
+        if self.transport is None or self.transport.is_closing():
+            return
+        if self._ended_reading:
+            self.transport.close()
+        else:
+            self.transport.resume_reading()
+            self.transport.write_eof()
+
+    def _take(self, data: bytes) -> None:
+        if self._receiver is not None:
+            self._receiver.client_data(data)
+            return
+        self._early += data
+        if len(self._early) > _EARLY_BYTES_MAX and not self._paused and self.transport is not None:
+            self._paused = True
+            self.transport.pause_reading()
+
     def close_when_idle(self) -> None:
         if self.exchange is None and not self.queue and self.transport is not None:
             self.transport.close()
@@ -317,10 +377,7 @@ class Downstream(asyncio.Protocol):
         if self.exchange is not None or self.transport is None:
             return
         if self.queue:
-            request = self.queue.popleft()
-            if self._upgrade:
-                request.keep_alive = False
-            self.exchange = self._shared.start_exchange(self, request)
+            self.exchange = self._shared.start_exchange(self, self.queue.popleft())
         elif self._failed is not None:
             self._answer_failed()
         else:

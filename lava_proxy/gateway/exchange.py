@@ -35,12 +35,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CONTROL_TIMEOUT_S = 30.0
-_NEVER = 1 << 62  # bytes no stream reaches
+NEVER = 1 << 62  # bytes no stream reaches
 _LOOK_BYTES_MIN = 2048
 _LOOK_BYTES_MAX = 1 << 20
 _DENSE_BYTES_PER_TOKEN = 3  # of a stream on the wire until a look has measured it: text alone has four, and a look comes early
 _DRY_BYTES_MAX = 65_536  # a dry stream flows on to the end of its event, so far and
-_DRY_S = 3.0  # so long
+DRY_S = 3.0  # so long
 _INSTEAD_BYTES_MAX = 65_536
 _EVENT_STREAM = (b"content-type", b"text/event-stream; charset=utf-8")
 _COMMENT_APIS = frozenset({"chat", "completions", "responses", "messages"})
@@ -105,7 +105,7 @@ class Exchange:
         self._drained_bytes = 0
         self._out: list[bytes] = []  # of the present read; empty between reads
         self._relayed = 0  # body bytes
-        self._look_at = _NEVER  # relayed bytes at which something other than relaying is due: see `_look`
+        self._look_at = NEVER  # relayed bytes at which something other than relaying is due: see `_look`
         self._carries_events = False  # can an event of ours be written into this body
         self._dry_at = 0.0  # when the balance could not follow any more; 0 = it can
         self._dry_bytes = 0
@@ -130,13 +130,10 @@ class Exchange:
 
     async def run(self) -> None:
         """Answer the request, whatever happens; then tell the connection."""
-        context, request = self._context, self.request
+        request = self.request
         keep_alive = False
         try:
-            route = context.routes.find(request.method, request.target)
-            if isinstance(route, ModelRoute):
-                route, body = context.routes.choose(route, request.body())
-                request.body_parts = [body]
+            route = self._find_route()
             if route is None:
                 keep_alive = await self._to_control()
             else:
@@ -161,20 +158,37 @@ class Exchange:
             self._broken = self._hold = self.meter = None
             request.body_parts = []
 
-    async def _charged_call(self, route: Route) -> bool:
-        """A provider call: grant, inspect, reserve, relay, settle. True when the connection can go on."""
+    def _find_route(self) -> Route | None:
+        """Where the request goes; None: to the control process."""
+        request, routes = self.request, self._context.routes
+        route = routes.find(request.method, request.target)
+        if isinstance(route, ModelRoute):
+            route, body = routes.choose(route, request.body())
+            request.body_parts = [body]
+        return route
+
+    def _plan(self, route: Route) -> HeadPlan:
+        return route.plan(self.request.headers)
+
+    def _inspect(self, route: Route, plan: HeadPlan, payer: Payer) -> Call:
+        """What the request asks for, and may its credential ask for that."""
         context, request, target = self._context, self.request, route.target
-        plan = route.plan(request.headers)
-        payer = context.grants.known(plan.credential) or await context.grants.resolve(plan.credential)
-        context.routes.keep(route, plan)
         provider = target.provider
-        key, key_type = self._provider_key(provider, payer)
-        body = request.body()
         call = context.registry.family(provider).inspect(
-            provider, request.method, target.path, target.query, plan.content_type, body
+            provider, request.method, target.path, target.query, plan.content_type, request.body()
         )
         if payer.rules is not None:
             context.grants.check(payer.rules, request.target, provider, call)
+        return call
+
+    async def _charged_call(self, route: Route) -> bool:
+        """A provider call: grant, inspect, reserve, relay, settle. True when the connection can go on."""
+        context = self._context
+        plan = self._plan(route)
+        payer = context.grants.known(plan.credential) or await context.grants.resolve(plan.credential)
+        context.routes.keep(route, plan)
+        key, key_type = self._provider_key(route.target.provider, payer)
+        call = self._inspect(route, plan, payer)
         origin = route.origin
         self._breaker_key = (origin.host, origin.port)
         self._is_trial = context.breakers.admit(self._breaker_key, self._loop.time())
@@ -349,7 +363,7 @@ class Exchange:
             return False
         if hold.is_dry:
             return self._end_dry(hold, data)
-        self._look_at = _NEVER
+        self._look_at = NEVER
         tasks.start("exchange-look", self.checkpoint())
         return False
 
@@ -620,7 +634,7 @@ class Exchange:
             self._stop_upstream(Outcome.CLIENT_GONE)
             return
         upstream = self._context.settings.upstream
-        if self._dry_at and now - self._dry_at > _DRY_S:
+        if self._dry_at and now - self._dry_at > DRY_S:
             self._stop_upstream(Outcome.BALANCE_EXHAUSTED)
             return
         if now - self._sent_at > upstream.total_timeout_s:

@@ -55,6 +55,11 @@ _API_WORDS = (
 _MANGLED_PATH = re.compile(rf"(/(?:v\d+(?:alpha|beta)?\d*|openai))(?=(?:{_API_WORDS})(?:/|$))")
 _MANGLED_HOST = re.compile(r"(.+?\.[a-z]{2,})(v\d+(?:alpha|beta)?\d*)", re.IGNORECASE)
 _OPENAI_APIS = ("chat", "completions", "embeddings", "responses")
+# What hands out a provider's own short-lived credential or a direct media channel: its holder would call past the meter.
+_BYPASS = re.compile(
+    r"/realtime/(?:[a-z_]+/)?(?:client_secrets|sessions|transcription_sessions|calls)(?:/|$)|/realtimeapi/sessions(?:/|$)"
+    r"|/auth_tokens(?:/|$)|/single-use-token(?:/|$)|/get-signed-url$|/auth/grant$"
+)
 _IP_LABEL = re.compile(r"(?:\d+|0x[0-9a-f]*)", re.IGNORECASE)
 _PORT = re.compile(r":\d+$")
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
@@ -291,6 +296,11 @@ class _Resolver:
         _refuse_strange(query)
         if _DOT_SEGMENT.search(path):
             raise _not_supported("A path with . or .. segments is not forwarded.")
+        if _BYPASS.search(unquote(path).lower().rstrip("/")):
+            raise _not_supported(
+                "Credentials and channels that go to the provider directly are not handed out, because nothing would meter them; "
+                f"open a WebSocket here instead, at {FORWARD}/<provider>/v1/realtime."
+            )
         scheme, host, port, _ = _split_base(base)
         url = f"{scheme}://{host}" + (f":{port}" if port != DEFAULT_PORTS[scheme] else "") + path
         if provider.override is not None:

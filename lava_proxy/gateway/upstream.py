@@ -39,6 +39,15 @@ class ResponseHandler(Protocol):
     def upstream_writable(self, writable: bool) -> None: ...
 
 
+class Tunnel(Protocol):
+    """Who takes a connection over once the provider has switched protocols; what it hears replaces the handler's calls."""
+
+    def on_switched(self, reason: bytes, headers: Headers) -> None: ...
+    def upstream_data(self, data: bytes) -> None: ...
+    def upstream_lost(self) -> None: ...
+    def upstream_writable(self, writable: bool) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where to connect: a host and port, TLS or not, or a Unix socket path. `guarded`: private addresses are refused."""
@@ -54,8 +63,8 @@ class UpstreamConnection(asyncio.Protocol):
     """One keep-alive connection; serves one exchange at a time."""
 
     __slots__ = (
-        "_body_open", "_head_bytes", "_head_done", "_headers", "_informational", "_no_body", "_parser", "_reason",
-        "broken", "closed", "counted", "handler", "idle_since", "on_closed", "origin", "transport",
+        "_body_open", "_head_bytes", "_head_done", "_headers", "_informational", "_no_body", "_parser", "_reason", "_switching",
+        "broken", "closed", "counted", "handler", "idle_since", "on_closed", "origin", "transport", "tunnel",
     )  # fmt: skip
 
     def __init__(self, origin: Origin, on_closed: Callable[[UpstreamConnection], None]) -> None:
@@ -67,6 +76,8 @@ class UpstreamConnection(asyncio.Protocol):
         self.broken = False
         self.counted = False  # by its pool, once it was connected
         self.idle_since = 0.0
+        self.tunnel: Tunnel | None = None  # set by whoever sends a request to switch protocols
+        self._switching: tuple[bytes, Headers] | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
@@ -104,8 +115,8 @@ class UpstreamConnection(asyncio.Protocol):
         return bool(poll.poll(0))
 
     def abort(self) -> None:
-        """Cut the connection; the handler hears nothing more."""
-        self.handler = None
+        """Cut the connection; the handler (or the tunnel) hears nothing more."""
+        self.handler = self.tunnel = None
         self.broken = True
         if self.transport is not None:
             self.transport.abort()
@@ -125,16 +136,19 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport = transport  # type: ignore[assignment]
 
     def pause_writing(self) -> None:
-        if self.handler is not None:
-            self.handler.upstream_writable(False)
+        if (receiver := self.handler or self.tunnel) is not None:
+            receiver.upstream_writable(False)
 
     def resume_writing(self) -> None:
-        if self.handler is not None:
-            self.handler.upstream_writable(True)
+        if (receiver := self.handler or self.tunnel) is not None:
+            receiver.upstream_writable(True)
 
     def data_received(self, data: bytes) -> None:
         handler = self.handler
         if handler is None:
+            if self.tunnel is not None:
+                self.tunnel.upstream_data(data)
+                return
             # Bytes nobody asked for on an idle connection: it cannot be trusted any more.
             self.abort()
             return
@@ -142,8 +156,8 @@ class UpstreamConnection(asyncio.Protocol):
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail("The provider switched protocols.")
+        except httptools.HttpParserUpgrade as upgrade:
+            self._switch(data[upgrade.args[0] :])
         except httptools.HttpParserError as error:
             cause = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
             if cause is not None:
@@ -159,6 +173,8 @@ class UpstreamConnection(asyncio.Protocol):
         handler, self.handler = self.handler, None
         self.on_closed(self)
         if handler is None:
+            if self.tunnel is not None:
+                self.tunnel.upstream_lost()
             return
         if exc is None and self._body_open and self._ends_with_connection():
             handler.on_end()
@@ -175,6 +191,18 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.abort()
         if handler is not None:
             handler.on_broken(UpstreamError(message, code="upstream_malformed"))
+
+    def _switch(self, rest: bytes) -> None:
+        """From here on the bytes are the tunnel's; without one, nobody has asked for this."""
+        switching, tunnel = self._switching, self.tunnel
+        if switching is None or tunnel is None:
+            self._fail("The provider switched protocols.")
+            return
+        self.handler = None
+        self.broken = True  # as a connection for calls
+        tunnel.on_switched(*switching)
+        if rest:
+            tunnel.upstream_data(rest)
 
     def _ends_with_connection(self) -> bool:
         """Has the body under way neither a length nor chunks, so that the connection's end is its end?"""
@@ -197,6 +225,8 @@ class UpstreamConnection(asyncio.Protocol):
         status = self._parser.get_status_code()
         if status < 200:
             self._informational = True
+            if status == 101:
+                self._switching = (self._reason, self._headers)
             return
         self._head_done = True
         self._body_open = True

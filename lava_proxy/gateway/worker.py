@@ -19,6 +19,7 @@ from lava_proxy.gateway.exchange import Context, Exchange
 from lava_proxy.gateway.grants import Grants
 from lava_proxy.gateway.head_plans import Routes
 from lava_proxy.gateway.upstream import Origin, UpstreamPool
+from lava_proxy.gateway.websocket import WebSocketExchange, is_upgrade
 from lava_proxy.providers.registry import Registry
 from lava_proxy.settings import Settings
 from lava_proxy.stores.balance_store import BalanceStore
@@ -78,6 +79,8 @@ class GatewayWorker:
         self._listener: asyncio.Task[None] | None = None
 
     def _begin(self, connection: Downstream, request: Request) -> Exchange:
+        if request.upgrade and is_upgrade(request):
+            return WebSocketExchange(self._context, connection, request).start()
         return Exchange(self._context, connection, request).start()
 
     async def start(self, listening: socket.socket) -> None:

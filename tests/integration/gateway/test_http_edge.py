@@ -337,13 +337,14 @@ async def test_a_request_cut_short_by_its_client_reaches_nobody(gateway: Gateway
     assert gateway.provider.connections_made == 0
 
 
-async def test_an_upgrade_is_not_taken_up(gateway: Gateway) -> None:
-    gateway.provider.answer = lambda call: call.answer(b'{"error":{}}', status=426)
+async def test_an_upgrade_to_what_we_do_not_speak_is_not_taken_up(gateway: Gateway) -> None:
+    """RFC 9110 7.8: the request is answered as it is, and the connection ends."""
+    gateway.provider.answer = lambda call: call.answer(b'{"data":[]}')
     client = await gateway.client()
-    headers = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
-    client.send(gateway.request(method="GET", target="/v1/forward/openai/v1/realtime", headers=headers) + b"\x81\x05hello")
+    headers = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAAP__")
+    client.send(gateway.request(method="GET", target="/v1/forward/openai/v1/models", headers=headers) + b"PRI * HTTP/2.0")
     response = await client.response()
-    assert (response.status, response.header(b"connection")) == (426, b"close")
+    assert (response.status, response.header(b"connection")) == (200, b"close")
     assert await client.closed() == b""
     assert gateway.provider.calls[0].header(b"upgrade") is None
 
