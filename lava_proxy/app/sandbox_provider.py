@@ -1,5 +1,7 @@
 """A provider that answers from this machine: OpenAI, Anthropic and Gemini shapes, deterministic, failures on request.
 
+A WebSocket at `.../realtime` speaks OpenAI's Realtime events (sandbox_realtime.py).
+
 The answer repeats the prompt, a token is four characters, ids come from a hash of the request: the same request always
 gets the same answer and the same usage. Paths are matched by their end, so any base URL and prefix works. Headers:
 
@@ -25,12 +27,14 @@ import math
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
+
+from lava_proxy.app.sandbox_realtime import realtime_session
 
 Json = dict[str, Any]
 
@@ -575,6 +579,8 @@ async def _handle(request: web.Request) -> web.StreamResponse:
     try:
         knobs = read_knobs(request)
         raw = await request.read()
+        if knobs.status is None and path.endswith("/realtime") and request.headers.get("upgrade", "").lower() == "websocket":
+            return await _realtime(request, knobs)
         if knobs.status is not None:
             headers = {"retry-after": "1"} if knobs.status in (429, 503) else {}
             failure = shape(knobs.status, "failure asked for by x-sandbox-fail")
@@ -585,6 +591,15 @@ async def _handle(request: web.Request) -> web.StreamResponse:
     except BadRequest as error:
         return web.json_response(shape(400, str(error)), status=400)
     return await _send(request, reply, knobs, shape)
+
+
+async def _realtime(request: web.Request, knobs: Knobs) -> web.StreamResponse:
+    def answering(model: str, prompt: Sequence[str]) -> Answer:
+        return answer(model, list(prompt), None, "\0".join(prompt).encode(), knobs.words)
+
+    with suppress(ConnectionResetError):  # the client may leave when it likes
+        return await realtime_session(request, answering, tokens, knobs.delay_s)
+    return web.Response()
 
 
 def _route(request: web.Request, path: str) -> tuple[Builder | None, ErrorShape]:
