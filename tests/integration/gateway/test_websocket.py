@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
 from collections.abc import AsyncIterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 import websockets
+from google import genai
 from websockets.frames import Close, Opcode
 
 from lava_proxy.domain.catalog import Tier
@@ -22,6 +25,7 @@ from tests.integration.gateway.conftest import StartGateway
 from tests.integration.gateway.fakes import PATIENCE_S, Response
 from tests.integration.gateway.harness import CUSTOMER_NANOS, MERCHANT_NANOS, NANOS_PER_TOKEN, Gateway, with_upstream
 from tests.integration.gateway.sockets import REALTIME, Peer, SocketProvider, connect, created, done, frame, upgrade
+from tests.tls_front import TlsFront, tls_front
 
 LIVE = "/v1/forward/google/ws/google.ai.generativelanguage.v1beta.GenerativeService.BidiGenerateContent"
 RESPONSE_CREATE = {"type": "response.create"}
@@ -667,3 +671,39 @@ async def test_nothing_is_handed_out_that_leads_past_the_meter(sold: Gateway, pr
     response = await client.response()
     assert (response.status, response.error_code) == (400, "forward_endpoint_not_supported")
     assert provider.sessions == []
+
+
+async def test_googles_own_sdk_talks_live_through(sold: Gateway, provider: SocketProvider, tmp_path: Path) -> None:
+    """Its setup, its names and its binary messages; it only speaks TLS. The usage is what it shows too."""
+    with tls_front(tmp_path, sold.port) as front:
+        await talk_live(sold, provider, front)
+    row = await sold.row()
+    assert (row["model"], row["outcome"]) == ("gemini-3.1-flash-live-preview", "completed")
+    assert row["charge_nanos"] == 42 * NANOS_PER_TOKEN
+
+
+async def talk_live(sold: Gateway, provider: SocketProvider, front: TlsFront) -> None:
+    trusting = ssl.create_default_context(cafile=str(front.certificate))
+    base_url = f"https://127.0.0.1:{front.port}/v1/forward/google"
+    options = genai.types.HttpOptions(base_url=base_url, async_client_args={"ssl": trusting})
+    client = genai.Client(api_key=sold.token, http_options=options)
+
+    async def play() -> None:
+        session = await provider.next()
+        assert (await session.event())["setup"]["model"] == "models/gemini-3.1-flash-live-preview"
+        session.send({"setupComplete": {}}, opcode=Opcode.BINARY)
+        await session.message()
+        content = {"modelTurn": {"parts": [{"text": "Hello."}]}, "turnComplete": True}
+        usage = {"promptTokenCount": 30, "responseTokenCount": 12, "totalTokenCount": 42}
+        session.send({"serverContent": content, "usageMetadata": usage}, opcode=Opcode.BINARY)
+        assert (await session.message()).opcode == CLOSE
+        session.close()
+        session.writer.close()
+
+    playing = asyncio.ensure_future(play())
+    async with client.aio.live.connect(model="gemini-3.1-flash-live-preview", config={"response_modalities": ["TEXT"]}) as live:
+        await live.send_client_content(turns={"role": "user", "parts": [{"text": "Hi"}]}, turn_complete=True)
+        async for message in live.receive():
+            if message.usage_metadata is not None:
+                assert message.usage_metadata.total_token_count == 42
+    await playing
