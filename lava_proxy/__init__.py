@@ -16,4 +16,6 @@ The life of one call (gateway/exchange.py tells it top to bottom): the head name
 becomes a grant (who pays, by which meter); the body says the most the call can use; `reserve` holds that much in Redis or
 refuses; the provider's bytes are relayed untouched while a meter reads a copy; `settle` turns the usage into a debit, closes
 the hold and writes the outbox in one script; the flusher copies the outbox to Postgres.
+
+The report of a call that went elsewhere (billing/reporting.py) is one script call: check, debit and dedupe.
 """

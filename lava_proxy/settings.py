@@ -84,6 +84,15 @@ class Webhooks:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reports:
+    body_bytes_max: int
+    batch_bytes_max: int
+    batch_items_max: int
+    keep_s: int
+    ledger_check_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All of it. `environment` is a copy of the variables the program may use (provider keys by stanza's `key_env`)."""
 
@@ -94,6 +103,7 @@ class Settings:
     cache: Cache
     flusher: Flusher
     webhooks: Webhooks
+    reports: Reports
     providers_table: Mapping[str, Any] = field(repr=False)
     prices_table: Mapping[str, Any] = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
@@ -121,7 +131,8 @@ class Settings:
         return ":".join(values).rstrip(":") if all(values[:2]) else ""
 
 
-_MAY_BE_ZERO = frozenset({"keepalive_comment_s", "breaker_failures_max", "allow_private"})  # zero switches it off
+# Zero switches these off.
+_MAY_BE_ZERO = frozenset({"keepalive_comment_s", "breaker_failures_max", "allow_private", "ledger_check_ms"})
 
 _SECTIONS: dict[str, type] = {
     "http": Http,
@@ -131,6 +142,7 @@ _SECTIONS: dict[str, type] = {
     "cache": Cache,
     "flusher": Flusher,
     "webhooks": Webhooks,
+    "reports": Reports,
 }
 
 

@@ -41,6 +41,7 @@ DRIFT = Gauge("lava_ledger_drift_nanos", "Redis minus Postgres at the last audit
 UPSTREAM_CONNECTIONS = Gauge("lava_upstream_connections", "Connections to providers", ["state"], multiprocess_mode="livesum")
 BREAKER = Gauge("lava_breaker_state", "0 closed, 1 half open, 2 open", ["provider"], multiprocess_mode="max")
 SCRIPT_RESERVE = SCRIPT_SECONDS.labels("reserve")
+SCRIPT_REPORT = SCRIPT_SECONDS.labels("report")
 ANOMALIES = Counter("lava_usage_anomalies_total", "Usage that contradicted itself and was clamped in the cost")
 WEBHOOK_DELIVERIES = Counter("lava_webhook_deliveries_total", "Tries of outgoing webhooks", ["outcome"])
 WEBHOOKS_DISABLED = Counter("lava_webhooks_disabled_total", "Webhook endpoints disabled for their answers", ["reason"])

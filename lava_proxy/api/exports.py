@@ -15,8 +15,8 @@ from lava_proxy.api.csv_lines import csv_line
 from lava_proxy.api.operations import Operation, QueryString
 from lava_proxy.api.queries import Query
 from lava_proxy.api.references import MeterVersions, connection_id_of, meter_id_of
-from lava_proxy.api.request_object import request_object
 from lava_proxy.api.usage import read_choice, read_moment, shown
+from lava_proxy.billing.request_object import request_object
 from lava_proxy.billing.rows import json_text
 from lava_proxy.domain.errors import StoreError
 from lava_proxy.stores.catalog_store import CatalogStore

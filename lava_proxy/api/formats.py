@@ -3,25 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from decimal import Decimal
 from typing import Any
 
+from lava_proxy.billing.request_object import seconds, timestamp
 from lava_proxy.domain.money import format_usd
 from lava_proxy.stores.outbox import WalletState
 
-MICROSECONDS_PER_SECOND = 1_000_000
-
-
-def timestamp(at: datetime) -> str:
-    """ISO 8601 in UTC to the second, such as 2026-01-31T08:35:42Z."""
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def seconds(microseconds: int) -> int | Decimal:
-    """Exact seconds: a whole number where it is one."""
-    whole, rest = divmod(microseconds, MICROSECONDS_PER_SECOND)
-    return whole if not rest else (Decimal(microseconds) / MICROSECONDS_PER_SECOND).normalize()
+__all__ = ["balance_fields", "listing", "seconds", "short_usd", "timestamp"]
 
 
 def listing(items: Sequence[dict[str, Any]], limit: int, id_field: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lava_proxy.api.fields import Amount, CustomerFilter, MetadataFilters, Meter
 from lava_proxy.api.formats import listing
 from lava_proxy.api.operations import Answer, Operation
 from lava_proxy.api.queries import path_reference
-from lava_proxy.api.request_object import request_object
+from lava_proxy.billing.request_object import request_object
 from lava_proxy.domain.catalog import MeterVersion
 from lava_proxy.domain.errors import NotFound
 from lava_proxy.stores.catalog_store import CatalogStore
@@ -109,7 +109,10 @@ class Requests:
             meter_id=meter_id,
             metadata=query.metadata_filters or None,
         )
-        return json_response(listing([await self._shown(row) for row in rows], query.limit, "request_id"))
+        answer = listing([await self._shown(row) for row in rows], query.limit, "request_id")
+        if answer["has_more"]:  # a report shows its caller's id, which says nothing about where it stands
+            answer["next_cursor"] = rows[query.limit - 1]["request_id"]
+        return json_response(answer)
 
     async def one(self, request: web.Request) -> web.Response:
         """One request; one that has only just ended is waited for a moment."""
@@ -155,11 +158,9 @@ class Requests:
 
 
 def _is_awaited(request_id: str) -> bool:
-    """Could this call have ended a moment ago? Hosts' clocks may differ a little either way."""
-    if not request_id.startswith("req_"):
-        return False
+    """Could this call have ended, or been reported, a moment ago? Hosts' clocks may differ a little either way."""
     try:
         age_ms = time.time_ns() // 1_000_000 - created_ms(request_id)
     except ValueError:
-        return False
-    return -10_000 <= age_ms <= _AWAITED_AGE_MS
+        return True  # a merchant's own id tells no time
+    return not request_id.startswith("req_") or -10_000 <= age_ms <= _AWAITED_AGE_MS

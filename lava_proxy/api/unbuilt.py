@@ -10,7 +10,6 @@ _ONE = "{id}"
 # Path under /v1/ -> methods. A GET route answers HEAD too.
 UNBUILT: dict[str, str] = {
     "services": "GET",
-    "requests": "POST",
     "checkout_sessions": "GET POST",
     f"checkout_sessions/{_ONE}": "GET",
     "plans": "GET POST",

@@ -169,6 +169,7 @@ async def run_gateway(config: RunConfig, settings: Settings, listening: socket.s
         redis=stores.hot,
         outbox=stores.outbox,
         catalog=stores.catalog,
+        ledger=stores.ledger,
         database_url=config.database_url,
         control_socket=config.control_socket,
         env_keys=settings.provider_keys({p.name: p.key_env for p in registry.providers}),

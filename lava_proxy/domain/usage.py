@@ -17,6 +17,7 @@ class Provenance(StrEnum):
     PROVIDER_FINAL = "provider_final"
     PROVIDER_PARTIAL = "provider_partial"
     ESTIMATED = "estimated"
+    REPORTED = "reported"  # by the merchant, after the fact
     NONE = "none"
 
 

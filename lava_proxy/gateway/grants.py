@@ -45,6 +45,11 @@ class Grants:
         self._generation = 0
         self._loop = asyncio.get_running_loop()
 
+    @property
+    def generation(self) -> int:
+        """Changes whenever what is remembered of the catalogue is dropped."""
+        return self._generation
+
     def known(self, credential: bytes) -> Payer | None:
         return self._known.get(credential)
 

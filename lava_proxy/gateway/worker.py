@@ -12,12 +12,14 @@ import structlog
 
 from lava_proxy import tasks, telemetry
 from lava_proxy.billing.charging import Charging
+from lava_proxy.billing.reporting import ProviderName, Reporting
 from lava_proxy.domain.prices import PriceBook
 from lava_proxy.gateway.breaker import Breakers
 from lava_proxy.gateway.downstream import Connections, Downstream, Request
 from lava_proxy.gateway.exchange import Context, Exchange
 from lava_proxy.gateway.grants import Grants
 from lava_proxy.gateway.head_plans import Routes
+from lava_proxy.gateway.reports import ReportExchange, Reports, report_route
 from lava_proxy.gateway.upstream import Origin, UpstreamPool
 from lava_proxy.gateway.websocket import WebSocketExchange, is_upgrade
 from lava_proxy.providers.registry import Registry
@@ -25,6 +27,7 @@ from lava_proxy.settings import Settings
 from lava_proxy.stores.balance_store import BalanceStore
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.hot_redis import HotRedis
+from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.outbox import Outbox
 
 _SWEEP_S = 1.0
@@ -43,6 +46,7 @@ class GatewayWorker:
         redis: HotRedis,
         outbox: Outbox,
         catalog: CatalogStore,
+        ledger: LedgerStore,
         database_url: str,
         control_socket: str,
         env_keys: dict[str, str],
@@ -72,15 +76,26 @@ class GatewayWorker:
             routes=Routes(registry),
             breakers=Breakers(settings.upstream.breaker_failures_max, settings.upstream.breaker_open_s),
         )
+        self._reports = Reports(
+            Reporting(
+                BalanceStore(redis), catalog, ledger, prices, _names_of(registry), settings.reports, self.tally, clock
+            ),
+            self._grants,
+            settings.reports,
+            outbox_full=lambda: self._outbox_full,
+        )  # fmt: skip
         self._connections = Connections(settings.http, self._begin)
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.TimerHandle | None = None
         self._checkpointer: asyncio.Task[None] | None = None
         self._listener: asyncio.Task[None] | None = None
 
-    def _begin(self, connection: Downstream, request: Request) -> Exchange:
+    def _begin(self, connection: Downstream, request: Request) -> Exchange | ReportExchange:
         if request.upgrade and is_upgrade(request):
             return WebSocketExchange(self._context, connection, request).start()
+        route = report_route(request.method, request.target)
+        if route is not None:
+            return self._reports.start(connection, request, route)
         return Exchange(self._context, connection, request).start()
 
     async def start(self, listening: socket.socket) -> None:
@@ -177,3 +192,17 @@ class GatewayWorker:
                 if not connection.is_closed():
                     connection.terminate()
             await asyncio.sleep(0.2)
+
+
+def _names_of(registry: Registry) -> Callable[[str], ProviderName]:
+    """How a report's provider is written in rows, prices and metrics: any of a known one's names means that one."""
+
+    def names(name: str) -> ProviderName:
+        found = registry.by_name(name.lower())
+        return (
+            ProviderName(name, name, "other")
+            if found is None
+            else ProviderName(found.name, found.price_id or found.name, found.name)
+        )
+
+    return names

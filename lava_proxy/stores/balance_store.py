@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -13,6 +14,7 @@ from lava_proxy.domain.errors import (
     CallerError,
     Conflict,
     InsufficientFunds,
+    LavaError,
     LimitExceeded,
     NotFound,
     StoreError,
@@ -57,6 +59,11 @@ def _keys(wallet_id: str, record: str) -> list[bytes]:
 def report_record(merchant_id: str, request_key: str) -> str:
     """The record name of a caller-chosen request id: scoped by merchant, bounded in size."""
     return hashlib.blake2b(f"{merchant_id}\0{request_key}".encode(), digest_size=16).hexdigest()
+
+
+def report_key(record: str) -> bytes:
+    """Where a report's record is: placed by itself alone, so that one id finds it whichever wallet pays."""
+    return f"{tag(int(record[:8], 16) % PARTITIONS)}:r:{record}".encode()
 
 
 def scope_key(wallet_id: str, scope_id: str) -> str:
@@ -124,6 +131,50 @@ class Moved:
     """Not settled: the tier counter had moved to `position`; price again and retry."""
 
     position: int
+
+
+@dataclass(slots=True, kw_only=True)  # not frozen: made for every report
+class Report:
+    """A debit for usage that has happened, priced for tier counters lo..hi. `record`: of its caller's id; `fingerprint`: of what
+    it says."""
+
+    wallet_id: str
+    request_id: str
+    record: str
+    fingerprint: str
+    charge_nanos: int
+    units: int
+    tier_field: str
+    position_lo: int
+    position_hi: int
+    row: bytes
+    overdraft_nanos: int = 0
+    plan_linked: bool = False
+
+
+@dataclass(slots=True)
+class Reported:
+    """A report's debit as Redis has it. Not `fresh`: it was made before; `row` is its outbox row while that is not in Postgres."""
+
+    request_id: str
+    charge_nanos: int
+    position: int
+    flags: str
+    at_ms: int
+    fresh: bool = True
+    row: bytes = b""
+
+
+class ReportConflict(Conflict):
+    """The id of a report was used before for something else; nothing was changed (409)."""
+
+    code = "request_id_conflict"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__(
+            f"This request_id was used before {detail or 'with other content'}; nothing was changed. "
+            "Send the same content again, or use a new request_id for a new request."
+        )
 
 
 class BalanceStore:
@@ -232,6 +283,16 @@ class BalanceStore:
             return Moved(int(reply[1]))
         _refuse(reply)
 
+    async def report(self, reports: Sequence[Report], keep_ms: int) -> list[Reported | Moved | LavaError]:
+        """Debit each report once, all sent at once; an answer a report, in order. One that is refused does not hurt the others.
+
+        Moved: price that one again. CallerError: refused, nothing changed. StoreError: Redis cannot answer; the same report may be
+        sent again, also after Ambiguous.
+        """
+        keep = b"%d" % keep_ms
+        replies = await self._redis.run_all([_report_operation(report, keep) for report in reports])
+        return [_reported(report, reply) for report, reply in zip(reports, replies, strict=True)]
+
     async def lease(self, wallet_id: str, request_id: str, *, lease_ms: int, row: bytes) -> bool:
         """Move a hold's lease on and keep its checkpoint; False when the hold has ended."""
         reply = await self._redis.run(_keys(wallet_id, request_id), [b"L", request_id.encode(), b"%d" % lease_ms, row])
@@ -265,6 +326,47 @@ class BalanceStore:
         reply = await self._redis.run(_keys(wallet_id, "-"), [b"O"])
         if reply[0] not in (b"O", b"=O"):
             _refuse(reply)
+
+
+def _report_operation(report: Report, keep: bytes) -> tuple[list[bytes], list[bytes]]:
+    m, x, o, w, _ = _wallet_keys(report.wallet_id)
+    return [m, x, o, w, report_key(report.record)], [
+        b"R",
+        report.request_id.encode(),
+        b"%d" % report.charge_nanos,
+        b"%d" % report.units,
+        report.tier_field.encode(),
+        b"%d" % report.position_lo,
+        b"%d" % report.position_hi,
+        report.fingerprint.encode(),
+        report.row,
+        keep,
+        b"report",
+        b"%d" % report.overdraft_nanos,
+        b"1" if report.plan_linked else b"0",
+        b"",
+    ]
+
+
+def _reported(report: Report, reply: Reply | StoreError) -> Reported | Moved | LavaError:
+    if isinstance(reply, StoreError):
+        return reply
+    code = reply[0]
+    if code == b"S":
+        return Reported(report.request_id, report.charge_nanos, int(reply[2]), reply[3].decode(), int(reply[5]))
+    if code == b"=S":
+        first_id = reply[2].decode()
+        # Our own, when the answer to the first attempt was lost: nobody has seen it yet.
+        fresh = first_id == report.request_id
+        return Reported(first_id, int(reply[1]), int(reply[3]), reply[4].decode(), int(reply[5]), fresh, reply[6])
+    if code == b"RETRY":
+        return Moved(int(reply[1]))
+    if code == b"E409":
+        return ReportConflict()
+    try:
+        _refuse(reply)
+    except LavaError as error:
+        return error
 
 
 class AlreadyCalled(Conflict):

@@ -152,6 +152,25 @@ class HotRedis:
         self._queue.append((keys, args, future))
         return await future
 
+    async def run_all(self, operations: Sequence[tuple[list[bytes], list[bytes]]]) -> list[Reply | StoreError]:
+        """Many operations at once, (keys, args) each; each one's reply, or why it has none, in order."""
+        if not self._ready.is_set() and not await self.wait_ready(self._connect_wait_s):
+            return [NotSent("The billing store cannot be reached; nothing was charged.") for _ in operations]
+        if not self._queue:
+            self._loop.call_soon(self._flush)
+        futures: list[asyncio.Future[Reply]] = []
+        for keys, args in operations:
+            future: asyncio.Future[Reply] = self._loop.create_future()
+            self._queue.append((keys, args, future))
+            futures.append(future)
+        replies: list[Reply | StoreError] = []
+        for future in futures:
+            try:
+                replies.append(await future)
+            except StoreError as error:
+                replies.append(error)
+        return replies
+
     def _flush(self) -> None:
         """Send what this tick gathered, at most _BATCH_OPS_MAX operations a script call."""
         queue, self._queue = self._queue, []

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 from typing import Any
 
 import asyncpg
@@ -28,6 +30,7 @@ _REQUEST_COLUMNS = (
     "provider", "provider_key_type", "model", "endpoint", "api", "streamed", "response_id", "http_status", "billed", "usage",
     "cost_nanos", "charge_nanos", "breakdown", "price_version", "priced_at", "service_tier", "tier_field", "tier_units",
     "position", "flags", "wseq", "metadata", "timings", "created_at", "completed_at", "spend_key_id",
+    "request_key", "fingerprint",
 )  # fmt: skip
 _KIND = {"s": "settle", "c": "credit"}
 _RECOVERY_LOCK = 7_229_003
@@ -289,8 +292,24 @@ class LedgerStore:
         )  # fmt: skip
 
     async def request(self, merchant_id: str, request_id: str) -> dict[str, Any] | None:
-        rows = await self._fetch("SELECT * FROM request WHERE merchant_id = $1 AND request_id = $2", merchant_id, request_id)
+        """By the id that the merchant knows: ours, or a report's own; where one id is both, the one that was there first."""
+        rows = await self._fetch(
+            """SELECT r.* FROM request r WHERE r.merchant_id = $1 AND r.request_id IN (
+              $2, (SELECT o.request_id FROM request_once o WHERE o.merchant_id = $1 AND o.request_key = $2))
+            ORDER BY r.request_id LIMIT 1""",
+            merchant_id, request_id,
+        )  # fmt: skip
         return rows[0] if rows else None
+
+    async def reported(self, merchant_ids: Sequence[str], request_keys: Sequence[str]) -> dict[tuple[str, str], dict[str, Any]]:
+        """(merchant id, request key) -> the stored request, of those asked for (in parallel lists) that were charged before."""
+        rows = await self._fetch(
+            """SELECT r.*, o.request_key AS asked FROM unnest($1::text[], $2::text[]) AS asked (merchant_id, request_key)
+            JOIN request_once o USING (merchant_id, request_key)
+            JOIN request r ON r.request_id = o.request_id AND r.merchant_id = o.merchant_id""",
+            list(merchant_ids), list(request_keys),
+        )  # fmt: skip
+        return {(row["merchant_id"], row.pop("asked")): row for row in rows}
 
     async def is_reachable(self) -> bool:
         """True when Postgres answers. Raises StoreError when it cannot."""
@@ -313,8 +332,16 @@ def _request(entry: OutboxEntry) -> tuple[Any, ...]:
         row["usage"].encode(), row["cost_nanos"], -entry.amount_nanos, row["breakdown"].encode(), row["price_version"],
         _moment(row["priced_at_ms"]), row["service_tier"], row["tier_field"], row["tier_units"], entry.position, entry.flags,
         entry.wseq, _json(row["metadata"]), _json(row["timings"]), _created(entry), at_ms(entry.at_ms),
-        row.get("spend_key_id"),
+        row.get("spend_key_id"), row.get("request_key"), row.get("fingerprint"),
     )  # fmt: skip
+
+
+def as_stored(entry: OutboxEntry) -> dict[str, Any]:
+    """The request of an entry that is on its way to Postgres, as it will be read from there."""
+    row = dict(zip(_REQUEST_COLUMNS, _request(entry), strict=True))
+    for name in ("usage", "breakdown", "metadata", "timings"):
+        row[name] = None if row[name] is None else json.loads(row[name], parse_float=Decimal)
+    return row
 
 
 def _created(entry: OutboxEntry) -> datetime:

@@ -223,12 +223,32 @@ async def test_a_request_that_has_just_ended_is_waited_for(client: Client, store
     assert (await asked)["request_id"] == request_id
 
 
-@pytest.mark.parametrize("request_id", ["nothing", "req_0000000000AAAAAAAAAAAAAAAA", "req_%00", "x" * 300, "%ED%A0%80"])
+async def test_a_report_is_found_by_the_id_that_its_merchant_gave_it(client: Client, stores: Stores) -> None:
+    """L7, 47: shown under it, found by it (waited for a moment) and by ours; pages go on by ours."""
+    shop = await open_shop(stores, "reporter")
+    ours = [await sell(stores, shop, flush=False, request_key=f"order {n}", fingerprint="f") for n in range(3)]
+    asked = asyncio.ensure_future(fetch(client, "/v1/requests/order%202", shop))
+    done, _ = await asyncio.wait([asked], timeout=0.1)
+    assert not done
+    await stores.flush()
+    assert (await asked)["request_id"] == "order 2"
+    assert (await fetch(client, f"/v1/requests/{ours[2]}", shop))["request_id"] == "order 2"
+    page = await fetch(client, "/v1/requests?limit=2", shop)
+    assert [row["request_id"] for row in page["data"]] == ["order 2", "order 1"] and page["next_cursor"] == ours[1]
+    rest = await fetch(client, f"/v1/requests?limit=2&cursor={page['next_cursor']}", shop)
+    assert [row["request_id"] for row in rest["data"]] == ["order 0"]
+
+
+@pytest.mark.parametrize("request_id", ["req_0000000000AAAAAAAAAAAAAAAA", "req_%00", "x" * 300])
 async def test_an_id_that_cannot_be_coming_is_not_waited_for(client: Client, acme: Shop, request_id: str) -> None:
     started = asyncio.get_running_loop().time()
     status, error = await refused(client, f"/v1/requests/{request_id}", acme)
     assert (status, error["code"]) == (404, "not_found")
     assert asyncio.get_running_loop().time() - started < 1
+
+
+async def test_an_id_that_is_no_text_is_not_found(client: Client, acme: Shop) -> None:
+    assert (await refused(client, "/v1/requests/%ED%A0%80", acme))[0] == 404
 
 
 # -- whose is it
@@ -416,9 +436,6 @@ async def test_what_is_not_built_yet_says_so(client: Client, acme: Shop) -> None
         ("GET", "/v1/plans"),
         ("POST", "/v1/checkout_sessions"),
         ("PATCH", "/v1/plans/sc_1"),
-        ("POST", "/v1/requests"),
-        ("DELETE", "/v1/webhooks/w"),
-        ("GET", "/v1/usage"),
         ("POST", "/v1/wallet/fund"),
     ):
         status, error = await refused(client, path, acme, method)
@@ -434,7 +451,7 @@ async def test_an_unknown_path_is_a_404_and_another_method_a_405_in_the_envelope
     assert (await refused(client, "/v1/nonsense", acme))[0] == 404
     assert (await refused(client, "/nonsense"))[0] == 404
     async with client.delete("/v1/requests", headers=acme.headers) as answer:
-        assert answer.status == 405 and answer.headers["Allow"] == "GET, HEAD, POST"
+        assert answer.status == 405 and answer.headers["Allow"] == "GET, HEAD"
         assert (await answer.json())["error"]["code"] == "method_not_allowed"
     assert (await refused(client, "/v1/wallet", acme, "OPTIONS"))[0] == 405
 

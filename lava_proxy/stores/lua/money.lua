@@ -8,6 +8,8 @@
 --                              t:<meter>:<cycle> (tier counters)
 --   {pNNNN}:h:<id>     STRING  "H|plan|funds|od|marks|fingerprint|wallet|row" while held, "S|charge|fingerprint" once ended
 --                              marks: 1 = linked to the plan, 2 = has scopes, 3 = both
+--   {pNNNN}:r:<digest> STRING  a report's record, "S|charge|fingerprint|id|outbox entry|position|flags|at_ms". The one key outside its
+--                              wallet's partition: a report's id is its merchant's own, whoever pays, so the id alone places it
 --   {pNNNN}:i:<digest> STRING  the request id of the call that has a caller's idempotency key
 --   {pNNNN}:q:<id>     STRING  a hold's scopes, only while held and only where it has some: "key;ceiling;tokens;cycle;spend_max|..."
 --   {pNNNN}:l:<scope>  HASH    limits' counters of a spend key or connection, which live and end with the holds:
@@ -23,6 +25,7 @@
 -- every settle and credit bumps seq by one and appends exactly one outbox entry.
 
 local MAX = 9000000000000000
+local COUNTER_MAX = 9007199254740991
 local t = redis.call('TIME')
 local now_ms = tonumber(t[1]) * 1000 + math.floor(tonumber(t[2]) / 1000)
 
@@ -52,6 +55,7 @@ local function emit(m, o, kind, id, wallet, seq, delta, balance, plan, funds, po
   redis.call('XADD', o, epochs[m] .. '-' .. str(pseq), 's',
     table.concat({ kind, id, wallet, str(seq), str(delta), str(balance), str(plan), str(funds), str(position), flags,
       str(debt), str(now_ms) }, '|'), 'r', row)
+  return epochs[m] .. '-' .. str(pseq)
 end
 
 -- Lots: "<pot>:<priority>:<expires_s>:<created_ms>:<lot_id>=<remaining>" joined by ','; sorted, so burn order is the string
@@ -242,10 +246,19 @@ local function extend_scopes(k, id, more)
   if #parts > 0 then redis.call('SET', q, table.concat(parts, '|')) end
 end
 
+-- What a report's record says of its first debit; the row from the outbox, as long as it is there.
+local function first_report(k, charge, rest)
+  local id, entry, position, flags, at = string.match(rest, '^|([^|]*)|([^|]*)|(%d+)|([^|]*)|(%d+)$')
+  local waiting = redis.call('XRANGE', k.o, entry, entry)[1]
+  return { '=S', charge, id, position, flags, at, waiting and waiting[2][4] or '' }
+end
+
 -- S settle: id charge units tier_field position_lo position_hi fingerprint row keep_ms mode overdraft linked tokens ('' unknown)
 --   mode: held (only an open hold) | late (a hold, else a direct debit, flagged) | due (only a hold whose lease has ended)
---         | report (never a hold: a debit deduplicated by the record, whose fingerprint must match)
---   { 'S', balance, position, flags, wseq } | { '=S', charge } ended before | { 'RETRY', tier_counter } priced for another position
+--         | report (never a hold: a debit deduplicated by the record, whose fingerprint must match; sent as R, which is refused when
+--           memory is full)
+--   { 'S', balance, position, flags, wseq, at_ms } | { '=S', charge } ended before | { 'RETRY', tier_counter } priced for another
+--   position | { '=S', charge, id, position, flags, at_ms, row } a report's first debit, its row '' once it is in Postgres
 --   | E404 no hold | E409 same id, other content | E425 lease not ended | E503
 --   flags: l = without a hold, o = above the hold, b = balance below -od afterwards, d = below zero within -od
 ops.S = { n = 13, run = function(k, i)
@@ -257,9 +270,10 @@ ops.S = { n = 13, run = function(k, i)
   local record = redis.call('GET', k.h)
   local hp, hf, od, linked, scoped, flags = 0, 0, num(ARGV[i + 10]), ARGV[i + 11] == '1', false, ''
   if record and string.sub(record, 1, 1) == 'S' then
-    local z, fp0 = string.match(record, '^S|(%d+)|(.*)$')
-    if mode == 'report' and fp0 ~= fp then return { 'E409' }, after end
-    return { '=S', z }, after
+    local z, fp0, rest = string.match(record, '^S|(%d+)|([^|]*)(.*)$')
+    if mode ~= 'report' then return { '=S', z }, after end
+    if fp0 ~= fp then return { 'E409' }, after end
+    return first_report(k, z, rest), after
   elseif record then
     if mode == 'report' then return { 'E409' }, after end
     local p, f, d, l = string.match(record, '^H|(%d+)|(%d+)|(%d+)|(%d)|')
@@ -274,6 +288,7 @@ ops.S = { n = 13, run = function(k, i)
   if not w[1] then return { 'E404' }, after end
   local position = tier ~= '' and num(w[8] or '0') or 0
   if tier ~= '' and (position < lo or position > hi) then return { 'RETRY', str(position) }, after end
+  if mode == 'report' and position + units > COUNTER_MAX then return { 'E400' }, after end
   local pa, fa, ph, fh, debt = num(w[2]) + hp, num(w[3]) + hf, num(w[4]) - hp, num(w[5]) - hf, num(w[6])
   local held = hp + hf
   local plan
@@ -291,13 +306,18 @@ ops.S = { n = 13, run = function(k, i)
   redis.call('HSET', k.w, 'seq', str(seq), 'pa', str(pa), 'fa', str(fa), 'ph', str(ph), 'fh', str(fh), 'debt', str(debt), 'lots', lots)
   if charge > 0 then redis.call('HINCRBY', k.w, 'settled', ARGV[i + 1]) end
   if tier ~= '' and units > 0 then redis.call('HINCRBY', k.w, tier, ARGV[i + 2]) end
-  redis.call('SET', k.h, 'S|' .. str(charge) .. '|' .. fp, 'PX', keep)
   if record then redis.call('ZREM', k.x, id) end
   if scoped then pcall(close_scopes, k, id, charge, tonumber(ARGV[i + 12])) end  -- a counter never stops money half-way
   local balance = pa + fa + ph + fh
-  emit(k.m, k.o, 's', id, k.wallet, seq, -charge, balance, plan, funds, position, flags, debt, row)
-  return { 'S', str(balance), str(position), flags, str(seq) }, after
+  local entry = emit(k.m, k.o, 's', id, k.wallet, seq, -charge, balance, plan, funds, position, flags, debt, row)
+  local ended = 'S|' .. str(charge) .. '|' .. fp
+  if mode == 'report' then ended = table.concat({ ended, id, entry, str(position), flags, str(now_ms) }, '|') end
+  redis.call('SET', k.h, ended, 'PX', keep)
+  return { 'S', str(balance), str(position), flags, str(seq), str(now_ms) }, after
 end }
+
+-- R report: S's arguments with mode `report`. Under another letter, because it may not run when memory is full.
+ops.R = ops.S
 
 -- L lease: id lease_ms row          { 'L' } lease moved on and checkpoint row kept | E404 no open hold
 ops.L = { n = 3, run = function(k, i)

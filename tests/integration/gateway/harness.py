@@ -236,6 +236,7 @@ async def start_gateway(
         redis=hot,
         outbox=world.outbox,
         catalog=catalog or world.catalog,
+        ledger=world.ledger,
         database_url=database_url or world.database_url,
         control_socket=socket_path,
         env_keys=env_keys if env_keys is not None else {"openai": "sk-of-the-installation"},

@@ -3,37 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
-from lava_proxy.api.formats import seconds, timestamp
 from lava_proxy.domain.catalog import MeterVersion, Tier
 from lava_proxy.domain.fees import format_tier
 from lava_proxy.domain.money import format_usd
 
+MICROSECONDS_PER_SECOND = 1_000_000
+
+_usd = lru_cache(maxsize=4096)(format_usd)  # one object shows the same amount in several places
 _ZERO = format_usd(0)
+
+
+def timestamp(at: datetime) -> str:
+    """ISO 8601 in UTC to the second, such as 2026-01-31T08:35:42Z."""
+    utc = at if at.tzinfo is UTC else at.astimezone(UTC)
+    return f"{utc.year:04d}-{utc.month:02d}-{utc.day:02d}T{utc.hour:02d}:{utc.minute:02d}:{utc.second:02d}Z"
+
+
+def seconds(microseconds: int) -> int | Decimal:
+    """Exact seconds: a whole number where it is one."""
+    whole, rest = divmod(microseconds, MICROSECONDS_PER_SECOND)
+    return whole if not rest else (Decimal(microseconds) / MICROSECONDS_PER_SECOND).normalize()
 
 
 def request_object(row: Mapping[str, Any], version: MeterVersion | None) -> dict[str, Any]:
     """The Request of a ledger row; `version` is the meter version the row names, None when it was charged without a meter.
 
+    A report shows the id that its caller chose.
+
     Amounts are decimal dollars with ten places. `usage` is what the provider reported (or what was estimated, by
     `provenance`), unchanged. Keys that a request does not have (a model, a customer) are absent, not null.
     """
     charge = {
-        "amount": format_usd(row["charge_nanos"]),
+        "amount": _usd(row["charge_nanos"]),
         "rate_type": version.rate_type if version else None,
         "breakdown": _breakdown(row, version),
     }
     return {
-        "request_id": row["request_id"],
+        "request_id": row.get("request_key") or row["request_id"],
         "status": row["status"],
         **_present(row, version),
         "provider": row["provider"],
         "provider_key_type": row["provider_key_type"],
         "endpoint": row["endpoint"],
         "model_usage": _model_usage(row, version),
-        "cost": format_usd(row["cost_nanos"]),
+        "cost": _usd(row["cost_nanos"]),
         "charge": charge,
         "metadata": row["metadata"] or {},
         "timestamp": timestamp(row["completed_at"]),
@@ -82,7 +100,7 @@ def _model_usage(row: Mapping[str, Any], version: MeterVersion | None) -> dict[s
         found[f"output_{unit}"] = _amount(usage, f"output_{unit}")
         found[f"total_{unit}"] = found[f"input_{unit}"] + found[f"output_{unit}"]
     found |= {"input_seconds": input_seconds, "output_seconds": output_seconds, "total_seconds": input_seconds + output_seconds}
-    found |= {"input_cost": _ZERO, "output_cost": _ZERO, "total_cost": format_usd(row["cost_nanos"])}
+    found |= {"input_cost": _ZERO, "output_cost": _ZERO, "total_cost": _usd(row["cost_nanos"])}
     return found | {"payer": "wallet" if _is_cost_passed_on(row, version) and row["connection_id"] else "merchant"}
 
 
@@ -104,10 +122,10 @@ def _line(version: MeterVersion, start: int, rate: int, units: int, cost_nanos: 
         "tokens": 0,
         "characters": 0,
         "seconds": 0,
-        "cost": format_usd(cost_nanos),
+        "cost": _usd(cost_nanos),
     }
     if version.rate_type == "percentage":
-        line["provider_cost"] = format_usd(units)
+        line["provider_cost"] = _usd(units)
     elif version.tier_type == "tokens_1m":
         line["tokens"] = units
     elif version.tier_type == "characters_1m":
@@ -136,13 +154,13 @@ def _legacy(row: Mapping[str, Any], version: MeterVersion | None, charge: Mappin
     fee = max(0, charged - cost) if passed_on else charged
     return {
         "fee": {
-            "amount": format_usd(fee),
+            "amount": _usd(fee),
             "rate_type": charge["rate_type"],
             "token_basis": version.token_basis if version else "input+output",
             "breakdown": charge["breakdown"],
         },
         "service_charge": {"amount": _ZERO, "payer": "merchant"},
-        "total_request_cost": format_usd(wallet + merchant),
-        "total_wallet_cost": format_usd(wallet),
-        "total_merchant_cost": format_usd(merchant),
+        "total_request_cost": _usd(wallet + merchant),
+        "total_wallet_cost": _usd(wallet),
+        "total_merchant_cost": _usd(merchant),
     }

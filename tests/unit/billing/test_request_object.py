@@ -1,4 +1,4 @@
-"""api/request_object.py: a ledger row in both vocabularies, amounts exact."""
+"""billing/request_object.py: a ledger row in both vocabularies, amounts exact."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lava_proxy.api.request_object import request_object
+from lava_proxy.billing.request_object import request_object
 from lava_proxy.billing.rows import breakdown_text, json_text
 from lava_proxy.domain import fees
 from lava_proxy.domain.catalog import MICROSECONDS_PER_MINUTE, MeterVersion, RateType, Tier, TierType
