@@ -17,6 +17,7 @@ import click
 import structlog
 
 from lava_proxy import settings as settings_module
+from lava_proxy.cli_import import requests_group
 from lava_proxy.domain.errors import CallerError, LavaError, NotFound
 from lava_proxy.settings import Settings
 
@@ -74,6 +75,8 @@ def _configure_logs() -> None:
 def cli() -> None:
     """lava-proxy: a self-hosted gateway that sells AI calls."""
 
+
+cli.add_command(requests_group)
 
 # -- running
 
