@@ -5,6 +5,8 @@
  *   closed    every connection sends its next request when it has the answer
  *   open      RATE requests a second at fixed times on CONNECTIONS connections; a request that finds none free waits,
  *             and its latency counts from its planned time (no coordinated omission)
+ *   each      as closed, but every request is another one: REQUEST_FILE holds many, each after a line with its length in bytes;
+ *             it ends with an error when they run out
  *   streams   every connection holds a stream and asks again when it ends; connections open evenly over the first second
  *
  * Only what completes inside the window counts. Prints three lines, so that the caller can read CPU counters at the edges:
@@ -52,6 +54,9 @@ static int planned_first, planned_count, planned_size = 1 << 20;
 static uint32_t *samples;
 static uint64_t sample_count, requests, chunks, errors, all_errors;
 static int in_window, last_status, open_mode;
+static char **each; /* the requests of `each` */
+static int *each_lengths, each_count, each_next;
+static uint64_t answered;
 
 static uint64_t now_us(void) {
     struct timespec t;
@@ -84,7 +89,14 @@ static void send_request(conn *c, uint64_t started_us) {
     c->started_us = started_us;
     c->state = HEAD;
     c->head_length = c->first_seen = c->matched = 0;
-    if (send(c->fd, request, request_length, MSG_NOSIGNAL) != request_length) {
+    char *bytes = request;
+    int length = request_length;
+    if (each) {
+        if (each_next == each_count) { fprintf(stderr, "load: all %d requests are used\n", each_count); exit(1); }
+        bytes = each[each_next];
+        length = each_lengths[each_next++];
+    }
+    if (send(c->fd, bytes, length, MSG_NOSIGNAL) != length) {
         broken(c);
         c->state = IDLE;
     }
@@ -107,7 +119,7 @@ static void finished(conn *c) {
     if (last_status != 200) {
         errors += in_window;
         all_errors++;
-    } else if (in_window) {
+    } else if (answered++, in_window) {
         requests++;
         if (!streams_mode) sample(now_us() - c->started_us);
     }
@@ -220,18 +232,37 @@ static uint32_t percentile(double fraction) {
 static void read_request(const char *path) {
     FILE *file = fopen(path, "rb");
     if (!file) { perror(path); exit(1); }
-    request = malloc(1 << 20);
-    request_length = fread(request, 1, 1 << 20, file);
+    fseek(file, 0, SEEK_END);
+    long size = ftell(file);
+    rewind(file);
+    request = malloc(size);
+    request_length = fread(request, 1, size, file);
     fclose(file);
 }
 
+/* The file's requests, each after a line with its length. */
+static void split_requests(void) {
+    int room = 0;
+    for (char *at = request, *end = request + request_length; at < end;) {
+        if (each_count == room) {
+            room = room ? 2 * room : 1024;
+            each = realloc(each, room * sizeof *each);
+            each_lengths = realloc(each_lengths, room * sizeof *each_lengths);
+        }
+        each_lengths[each_count] = strtol(at, &at, 10);
+        each[each_count] = at + 1;
+        at += 1 + each_lengths[each_count++];
+    }
+}
+
 int main(int count, char **arguments) {
-    if (count < 7) { fprintf(stderr, "usage: load closed|open|streams PORT REQUEST_FILE CONNECTIONS WARMUP_S WINDOW_S [RATE]\n"); return 2; }
+    if (count < 7) { fprintf(stderr, "usage: load closed|each|open|streams PORT REQUEST_FILE CONNECTIONS WARMUP_S WINDOW_S [RATE]\n"); return 2; }
     open_mode = !strcmp(arguments[1], "open");
     streams_mode = !strcmp(arguments[1], "streams");
     address = (struct sockaddr_in){.sin_family = AF_INET, .sin_port = htons(atoi(arguments[2]))};
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     read_request(arguments[3]);
+    if (!strcmp(arguments[1], "each")) split_requests();
     connections = atoi(arguments[4]);
     uint64_t warmup_us = atof(arguments[5]) * 1e6, window_us = atof(arguments[6]) * 1e6;
     double rate = count > 7 ? atof(arguments[7]) : 0;
@@ -304,8 +335,8 @@ int main(int count, char **arguments) {
     fflush(stdout);
     qsort(samples, sample_count, sizeof *samples, ascending);
     printf("{\"requests\":%lu,\"chunks\":%lu,\"errors\":%lu,\"all_errors\":%lu,\"last_status\":%d,\"seconds\":%.6f,"
-           "\"samples\":%lu,\"p50_us\":%u,\"p90_us\":%u,\"p99_us\":%u,\"p999_us\":%u,\"max_us\":%u,\"queued\":%d}\n",
+           "\"samples\":%lu,\"p50_us\":%u,\"p90_us\":%u,\"p99_us\":%u,\"p999_us\":%u,\"max_us\":%u,\"queued\":%d,\"sent\":%d,\"answered\":%lu}\n",
            requests, chunks, errors, all_errors, last_status, seconds, sample_count, percentile(.5), percentile(.9),
-           percentile(.99), percentile(.999), percentile(1), planned_count);
+           percentile(.99), percentile(.999), percentile(1), planned_count, each_next, answered);
     return 0;
 }

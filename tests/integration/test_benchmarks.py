@@ -69,6 +69,19 @@ def test_a_quick_run_against_nginx_reports_every_number() -> None:
     assert {"added_p50_us", "added_p99_us"} <= set(nginx)
 
 
+def test_a_quick_run_of_the_reports_benchmark_measures_both_and_its_books_are_whole() -> None:
+    command = [sys.executable, "-m", "benchmarks.reports", "--quick", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode in (0, 1), done.stderr  # a target may be missed on a busy machine
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert set(report["targets"]) == {"single_per_s", "batched_per_s", "books"} and "met" in report
+    for name in ("lava", "postgres_only"):
+        for kind in ("single", "batched"):
+            assert report[name][kind]["per_s"] > 0
+    assert report["lava"]["books"]["met"] is True and report["lava"]["books"]["violations"] == []
+    assert report["lava"]["books"]["rows"] > 0
+
+
 def test_targets_judge_lava_alone_and_against_nginx() -> None:
     lava = {
         "cpu_us_per_request": 60.0,
