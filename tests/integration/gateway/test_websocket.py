@@ -183,6 +183,8 @@ async def test_what_the_client_sends_before_the_101_arrives_behind_it(sold: Gate
 async def test_a_side_that_does_not_read_holds_the_other_back(sold: Gateway, provider: SocketProvider) -> None:
     """K12: memory stays bounded, and everything arrives in the end."""
     client, session, _ = await connect(sold, provider)
+    reading: Any = client.writer.transport
+    reading.pause_reading()
     piece = frame(bytes(65_536), opcode=Opcode.BINARY)
     count = 400
     for _ in range(count):
@@ -191,6 +193,7 @@ async def test_a_side_that_does_not_read_holds_the_other_back(sold: Gateway, pro
     while exchange.client.writable:
         await asyncio.sleep(0)
     assert exchange.client.transport.get_write_buffer_size() < 2 << 20
+    reading.resume_reading()
     assert await client.exactly(count * len(piece)) == piece * count
     session.close()
     session.writer.close()
