@@ -20,7 +20,7 @@ from lava_proxy.wire.signature import (
 
 SECRET, OLD = secret_of(bytes(range(32))), secret_of(bytes(32))
 BODY = '{"event":"customer.created","data":{"name":"Zoë"}}'.encode()
-NOW = int(datetime.now(UTC).timestamp())
+NOW = 1_795_000_000
 
 
 def test_the_plain_header_is_what_a_real_receiver_computes() -> None:
@@ -42,7 +42,8 @@ def test_the_timestamped_header_is_signed_with_its_time_and_grows_old() -> None:
 
 @pytest.mark.parametrize("secret", [SECRET, OLD])
 def test_the_standard_webhooks_library_accepts_each_active_secret(secret: str) -> None:
-    headers = signature_headers([SECRET, OLD], "evt_1", NOW, BODY)
+    # The library goes by the real clock, and modules may have been imported long before a test runs.
+    headers = signature_headers([SECRET, OLD], "evt_1", int(datetime.now(UTC).timestamp()), BODY)
     assert Webhook(secret).verify(BODY, headers) == {"event": "customer.created", "data": {"name": "Zoë"}}
     assert len(headers["webhook-signature"].split(" ")) == 2
     with pytest.raises(WebhookVerificationError):
