@@ -6,7 +6,7 @@ Floors, highest first; a room imports only rooms below it, and rooms on one floo
     app                                   composition roots: who is built, who knows whom, start and stop
     gateway | api | web | workers         front doors, independent of each other
     billing                               the only room where money moves
-    stores | notify                       the only room that talks to Redis and Postgres | messages to the world outside
+    stores | notify | payments            Redis and Postgres; messages to the world outside; card processors
     settings                              frozen values; the only reader of the environment and config/*.toml
     providers                             pure: what each provider family says and costs
     wire                                  pure: bytes <-> values

@@ -14,6 +14,7 @@ Nanos = NewType("Nanos", int)
 NANOS_PER_USD = 1_000_000_000
 _PLACES_MAX = 40
 _EXACT = Context(prec=100)
+NANOS_PER_CENT = 10_000_000
 AMOUNT_NANOS_MAX = Nanos(9_000_000 * NANOS_PER_USD)
 
 
@@ -71,3 +72,21 @@ def format_usd(nanos: int, places: int = 10) -> str:
     if places == 0:
         return sign + digits
     return f"{sign}{digits[:-places]}.{digits[-places:]}"
+
+
+def nanos_of_cents(cents: int) -> Nanos:
+    """What a card processor's amount is worth; exact."""
+    return Nanos(cents * NANOS_PER_CENT)
+
+
+def cents_of_nanos(nanos: int) -> int:
+    """An amount in whole cents. Raises ValueError when it has a fraction of a cent: a card cannot be charged that."""
+    cents, rest = divmod(nanos, NANOS_PER_CENT)
+    if rest:
+        raise ValueError(f"not a whole number of cents: {format_usd(nanos)}")
+    return cents
+
+
+def cents_covering(nanos: int) -> int:
+    """The fewest whole cents that are not below an amount: what a card is charged to close a gap."""
+    return -(-nanos // NANOS_PER_CENT)

@@ -32,6 +32,13 @@ def new_id(prefix: str) -> str:
     )
 
 
+def ulid_of(prefix: str, milliseconds: int, randomness: bytes) -> str:
+    """The id of a time and ten bytes: the same from the same, for ids that are made from another's."""
+    assert len(randomness) == 10
+    value = milliseconds << 80 | int.from_bytes(randomness)
+    return f"{prefix}_" + "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
+
+
 def created_ms(identifier: str) -> int:
     """Milliseconds since 1970 out of an id made by new_id. Raises ValueError for other ids."""
     text = identifier.rsplit("_", 1)[-1]

@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lava_proxy.domain.money import format_usd, parse_decimal_units, parse_usd, round_half_even
+from lava_proxy.domain.money import (
+    cents_covering,
+    cents_of_nanos,
+    format_usd,
+    nanos_of_cents,
+    parse_decimal_units,
+    parse_usd,
+    round_half_even,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +82,14 @@ def test_what_is_written_with_nine_places_or_more_is_read_back(nanos: int, place
 )  # fmt: skip
 def test_amounts_are_written_as_plain_decimals(nanos: int, places: int, text: str) -> None:
     assert format_usd(nanos, places) == text
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_cents_are_exact_both_ways_and_cover_what_they_must(nanos: int) -> None:
+    """60: the fewest cents that close a gap."""
+    cents = cents_covering(nanos)
+    assert nanos_of_cents(cents) >= nanos > nanos_of_cents(cents - 1)
+    assert cents_of_nanos(nanos_of_cents(cents)) == cents
+    if nanos % 10_000_000:
+        with pytest.raises(ValueError, match="whole number of cents"):
+            cents_of_nanos(nanos)

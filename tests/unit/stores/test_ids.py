@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lava_proxy.stores.ids import at_ms, created_at, created_ms, hash_of, new_id, new_secret
+from lava_proxy.stores.ids import at_ms, created_at, created_ms, hash_of, new_id, new_secret, ulid_of
 
 
 def test_ids_are_unique_and_carry_their_moment() -> None:
@@ -30,3 +30,10 @@ def test_secrets_are_long_and_only_their_hash_is_comparable() -> None:
     assert len({new_secret("aks_live_") for _ in range(10)}) == 10
     assert len(new_secret("aks_live_")) > 60
     assert hash_of("a") != hash_of("b") and len(hash_of("a")) == 32
+
+
+def test_an_id_made_from_a_time_and_bytes_is_the_same_each_time() -> None:
+    made = ulid_of("crd", 1_795_000_000_123, bytes(range(10)))
+    assert made == ulid_of("crd", 1_795_000_000_123, bytes(range(10))) != ulid_of("crd", 1_795_000_000_123, bytes(10))
+    assert (created_ms(made), len(made)) == (1_795_000_000_123, 30)
+    assert created_ms(ulid_of("crd", 5, b"\xff" * 10)) == 5

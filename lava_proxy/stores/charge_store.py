@@ -1,0 +1,543 @@
+"""People, their cards, and charges in Postgres. A change of a charge's state, its trace and its effects share a transaction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import date, datetime, timedelta
+from typing import Any, Literal
+
+import asyncpg
+
+from lava_proxy.domain.errors import Conflict, NotFound, StoreError
+from lava_proxy.stores.catalog_store import Credit
+from lava_proxy.stores.ids import new_id
+from lava_proxy.stores.postgres import Pool
+
+Purpose = Literal["overage", "auto_top_up", "top_up", "bundle", "subscription_start", "subscription_renewal", "plan_upgrade"]
+State = Literal["created", "pi_created", "confirming", "unknown", "requires_action", "succeeded", "declined", "canceled"]
+
+OPEN: frozenset[State] = frozenset({"created", "pi_created", "confirming", "unknown", "requires_action"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Person:
+    """Who pays. `customer_ref`: their name at the processor, once they have one."""
+
+    person_id: str
+    phone: str
+    email: str | None
+    customer_ref: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentMethod:
+    payment_method_id: str
+    person_id: str
+    processor: str
+    processor_ref: str = field(repr=False)
+    brand: str
+    last4: str
+    expiry_month: int
+    expiry_year: int
+    is_default: bool
+    has_error: bool
+    error_code: str | None
+    error_message: str | None
+    error_at: datetime | None
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """Money asked of a card; `amount_cents` at the processor's currency, `captured_cents` what it really took."""
+
+    charge_id: str
+    key: str
+    occasion: str
+    wallet_id: str
+    merchant_id: str
+    person_id: str
+    purpose: Purpose
+    amount_cents: int
+    currency: str
+    on_session: bool
+    price_snapshot: Mapping[str, Any]
+    subject: Mapping[str, Any]
+    state: State
+    processor: str
+    processor_ref: str
+    payment_method_id: str | None
+    attempt: int
+    attempt_ref: str
+    captured_cents: int
+    action_url: str | None
+    return_url: str | None
+    decline_code: str | None
+    decline_reason: str | None
+    decline_message: str | None
+    tries: int
+    next_try_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def is_open(self) -> bool:
+        return self.state in OPEN
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HoldOff:
+    """Why a wallet's card is left alone."""
+
+    declines: int
+    next_try_at: datetime
+    suspended: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoneyBack:
+    """A refund or dispute of a charge; `clawed_cents` is what the wallet gave back for it."""
+
+    refund_id: str
+    charge_id: str
+    kind: Literal["refund", "dispute"]
+    processor: str
+    processor_ref: str
+    amount_cents: int
+    clawed_cents: int
+    state: Literal["requested", "pending", "done", "failed"]
+    adjustments: int  # how often the wallet was adjusted for it: numbers the adjustments' ids
+    reason: str
+    created_at: datetime
+
+
+_CHARGE = ", ".join(Charge.__dataclass_fields__)
+_METHOD = ", ".join(PaymentMethod.__dataclass_fields__)
+_MONEY_BACK = ", ".join(MoneyBack.__dataclass_fields__)
+_OPEN_SQL = "('created', 'pi_created', 'confirming', 'unknown', 'requires_action')"
+
+
+class ChargeStore:
+    """Reads and writes. Raises StoreError when Postgres cannot answer. Methods with `db` run in the caller's transaction."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """A connection in a transaction; what Postgres cannot do now is a StoreError, a broken rule stays asyncpg's own."""
+        try:
+            async with self._pool.acquire(timeout=10) as db, db.transaction():
+                yield db
+        except asyncpg.IntegrityConstraintViolationError:
+            raise
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
+
+    async def _rows(self, query: str, *args: Any) -> list[dict[str, Any]]:
+        async with self.transaction() as db:
+            return [dict(row) for row in await db.fetch(query, *args)]
+
+    async def _row(self, query: str, *args: Any) -> dict[str, Any] | None:
+        return next(iter(await self._rows(query, *args)), None)
+
+    # -- people
+
+    async def person_of_phone(self, phone: str, now: datetime, *, email: str | None = None) -> str:
+        """The person with this phone (E.164), made when there is none."""
+        async with self.transaction() as db:
+            await db.execute(
+                "INSERT INTO person VALUES ($1, $2, $3, $4) ON CONFLICT (phone) WHERE phone <> ''"
+                " DO UPDATE SET email = coalesce(EXCLUDED.email, person.email)",
+                new_id("per"), phone, email, now,
+            )  # fmt: skip
+            return str(await db.fetchval("SELECT person_id FROM person WHERE phone = $1", phone))
+
+    async def link_wallet(self, wallet_id: str, person_id: str) -> None:
+        """Make a person the payer of a wallet, instead of whoever was."""
+        async with self.transaction() as db:
+            await db.execute(
+                "INSERT INTO wallet_person VALUES ($1, $2) ON CONFLICT (wallet_id) DO UPDATE SET person_id = EXCLUDED.person_id",
+                wallet_id,
+                person_id,
+            )
+
+    async def wallet_person(self, wallet_id: str) -> str | None:
+        """Who pays for a wallet."""
+        row = await self._row("SELECT person_id FROM wallet_person WHERE wallet_id = $1", wallet_id)
+        return None if row is None else str(row["person_id"])
+
+    async def wallet_person_made(self, wallet_id: str, now: datetime) -> str:
+        """Who pays for a wallet; a person without a phone is made for one that nobody pays for (a merchant's own)."""
+        async with self.transaction() as db:
+            await db.execute("SELECT 1 FROM wallet WHERE wallet_id = $1 FOR UPDATE", wallet_id)
+            found = await db.fetchval("SELECT person_id FROM wallet_person WHERE wallet_id = $1", wallet_id)
+            if found is None:
+                found = new_id("per")
+                await db.execute("INSERT INTO person VALUES ($1, '', NULL, $2)", found, now)
+                await db.execute("INSERT INTO wallet_person VALUES ($1, $2)", wallet_id, found)
+            return str(found)
+
+    async def person(self, person_id: str, processor: str) -> Person:
+        row = await self._row(
+            "SELECT p.person_id, p.phone, p.email, c.customer_ref FROM person p"
+            " LEFT JOIN processor_customer c ON c.person_id = p.person_id AND c.processor = $2 WHERE p.person_id = $1",
+            person_id,
+            processor,
+        )
+        if row is None:
+            raise NotFound(f"No person {person_id!r}.")
+        return Person(**row)
+
+    async def set_customer_ref(self, person_id: str, processor: str, customer_ref: str) -> str:
+        """Remember a person's name at the processor; the one that was remembered first."""
+        async with self.transaction() as db:
+            await db.execute(
+                "INSERT INTO processor_customer VALUES ($1, $2, $3) ON CONFLICT (person_id, processor) DO NOTHING",
+                person_id, processor, customer_ref,
+            )  # fmt: skip
+            query = "SELECT customer_ref FROM processor_customer WHERE person_id = $1 AND processor = $2"
+            return str(await db.fetchval(query, person_id, processor))
+
+    async def person_of_customer(self, processor: str, customer_ref: str) -> str | None:
+        row = await self._row(
+            "SELECT person_id FROM processor_customer WHERE processor = $1 AND customer_ref = $2", processor, customer_ref
+        )
+        return None if row is None else str(row["person_id"])
+
+    # -- cards
+
+    async def payment_methods(self, person_id: str, processor: str) -> list[PaymentMethod]:
+        """A person's cards, the default first."""
+        rows = await self._rows(
+            f"SELECT {_METHOD} FROM payment_method WHERE person_id = $1 AND processor = $2 AND detached_at IS NULL"
+            " ORDER BY is_default DESC, payment_method_id DESC",
+            person_id,
+            processor,
+        )
+        return [PaymentMethod(**row) for row in rows]
+
+    async def payment_method(self, payment_method_id: str, *, also_detached: bool = False) -> PaymentMethod | None:
+        row = await self._row(
+            f"SELECT {_METHOD} FROM payment_method WHERE payment_method_id = $1 AND ($2 OR detached_at IS NULL)",
+            payment_method_id,
+            also_detached,
+        )
+        return None if row is None else PaymentMethod(**row)
+
+    async def payment_method_by_ref(self, processor: str, processor_ref: str) -> PaymentMethod | None:
+        row = await self._row(
+            f"SELECT {_METHOD} FROM payment_method WHERE processor = $1 AND processor_ref = $2 AND detached_at IS NULL",
+            processor,
+            processor_ref,
+        )
+        return None if row is None else PaymentMethod(**row)
+
+    async def save_payment_method(
+        self, person_id: str, processor: str, card: Mapping[str, Any], now: datetime, *, make_default: bool
+    ) -> PaymentMethod:
+        """Store a card, or what has become of it; a person's first is their default. `card`: the facts of a CardMethod."""
+        async with self.transaction() as db:
+            # One lock per person, taken first by whoever touches the default: no order to get wrong, no deadlock.
+            await db.execute("SELECT 1 FROM person WHERE person_id = $1 FOR UPDATE", person_id)
+            await db.execute(
+                """INSERT INTO payment_method (payment_method_id, person_id, processor, processor_ref, brand, last4, expiry_month,
+                expiry_year, is_default, created_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, false, $9)
+                ON CONFLICT (processor, processor_ref) DO UPDATE SET brand = EXCLUDED.brand, last4 = EXCLUDED.last4,
+                expiry_month = EXCLUDED.expiry_month, expiry_year = EXCLUDED.expiry_year, detached_at = NULL""",
+                new_id("pm"), person_id, processor, card["processor_ref"], card["brand"], card["last4"], card["expiry_month"],
+                card["expiry_year"], now,
+            )  # fmt: skip
+            row = await db.fetchrow(
+                f"SELECT {_METHOD} FROM payment_method WHERE processor = $1 AND processor_ref = $2",
+                processor,
+                card["processor_ref"],
+            )
+            if row["person_id"] != person_id:
+                raise Conflict("This card belongs to another person.", code="card_not_usable")
+            await self._choose_default(db, person_id, processor, row["payment_method_id"] if make_default else None)
+            row = await db.fetchrow(f"SELECT {_METHOD} FROM payment_method WHERE payment_method_id = $1", row["payment_method_id"])
+        return PaymentMethod(**row)
+
+    async def set_default(self, person_id: str, processor: str, payment_method_id: str) -> None:
+        async with self.transaction() as db:
+            await db.execute("SELECT 1 FROM person WHERE person_id = $1 FOR UPDATE", person_id)
+            await self._choose_default(db, person_id, processor, payment_method_id)
+
+    async def detach(self, payment_method_id: str, now: datetime) -> None:
+        """Forget a card; if it was the default, the newest other one is."""
+        async with self.transaction() as db:
+            row = await db.fetchrow(
+                "SELECT person_id, processor FROM payment_method WHERE payment_method_id = $1 AND detached_at IS NULL",
+                payment_method_id,
+            )
+            if row is None:
+                return
+            await db.execute("SELECT 1 FROM person WHERE person_id = $1 FOR UPDATE", row["person_id"])
+            await db.execute(
+                "UPDATE payment_method SET detached_at = $2, is_default = false WHERE payment_method_id = $1",
+                payment_method_id,
+                now,
+            )
+            await self._choose_default(db, row["person_id"], row["processor"], None)
+
+    async def _choose_default(self, db: Any, person_id: str, processor: str, payment_method_id: str | None) -> None:
+        """Make this card the default; None: keep the one there is, else the newest. Under the person's lock."""
+        if payment_method_id is None:
+            if await db.fetchval(
+                "SELECT 1 FROM payment_method WHERE person_id = $1 AND processor = $2 AND is_default AND detached_at IS NULL",
+                person_id,
+                processor,
+            ):
+                return
+            payment_method_id = await db.fetchval(
+                "SELECT payment_method_id FROM payment_method WHERE person_id = $1 AND processor = $2 AND detached_at IS NULL"
+                " ORDER BY payment_method_id DESC LIMIT 1",
+                person_id,
+                processor,
+            )
+        await db.execute(
+            "UPDATE payment_method SET is_default = false WHERE person_id = $1 AND processor = $2 AND is_default",
+            person_id,
+            processor,
+        )
+        await db.execute(
+            "UPDATE payment_method SET is_default = true WHERE payment_method_id = $1 AND person_id = $2 AND detached_at IS NULL",
+            payment_method_id,
+            person_id,
+        )
+
+    async def mark_card(self, db: Any, payment_method_id: str, error: tuple[str, str] | None, now: datetime) -> None:
+        """What the last charge said of a card: (code, sentence), or None when it paid."""
+        code, message = error or (None, None)
+        await db.execute(
+            "UPDATE payment_method SET has_error = $2, error_code = $3, error_message = $4, error_at = $5"
+            " WHERE payment_method_id = $1",
+            payment_method_id, error is not None, code, message, None if error is None else now,
+        )  # fmt: skip
+
+    # -- charges
+
+    async def insert(self, charge: Charge) -> Charge | None:
+        """Store a new charge; None when the wallet has an open one or the key was used. The indexes decide, also in a storm."""
+        try:
+            async with self.transaction() as db:
+                marks = ", ".join(f"${number}" for number in range(1, len(Charge.__dataclass_fields__) + 1))
+                values = [getattr(charge, name) for name in Charge.__dataclass_fields__]
+                await db.execute(f"INSERT INTO charge ({_CHARGE}) VALUES ({marks})", *values)
+                await self._trace(db, charge.charge_id, "", charge.state, charge.created_at)
+        except asyncpg.UniqueViolationError:
+            return None
+        except asyncpg.ForeignKeyViolationError as error:
+            raise NotFound("No such wallet, person or card.") from error
+        return charge
+
+    async def charge(self, charge_id: str) -> Charge:
+        row = await self._row(f"SELECT {_CHARGE} FROM charge WHERE charge_id = $1", charge_id)
+        if row is None:
+            raise NotFound(f"No charge {charge_id!r}.")
+        return Charge(**row)
+
+    async def locked(self, db: Any, charge_id: str) -> Charge:
+        """A charge that nobody else changes until the transaction ends."""
+        row = await db.fetchrow(f"SELECT {_CHARGE} FROM charge WHERE charge_id = $1 FOR UPDATE", charge_id)
+        if row is None:
+            raise NotFound(f"No charge {charge_id!r}.")
+        return Charge(**row)
+
+    async def charge_of_occasion(self, occasion: str) -> Charge | None:
+        """The newest charge of an occasion: the only one, unless canceled ones came before it."""
+        row = await self._row(f"SELECT {_CHARGE} FROM charge WHERE occasion = $1 ORDER BY charge_id DESC LIMIT 1", occasion)
+        return None if row is None else Charge(**row)
+
+    async def charge_of_payment(self, processor: str, processor_ref: str) -> Charge | None:
+        row = await self._row(f"SELECT {_CHARGE} FROM charge WHERE processor = $1 AND processor_ref = $2", processor, processor_ref)
+        return None if row is None else Charge(**row)
+
+    async def open_charge(self, wallet_id: str) -> Charge | None:
+        row = await self._row(f"SELECT {_CHARGE} FROM charge WHERE wallet_id = $1 AND state IN {_OPEN_SQL}", wallet_id)
+        return None if row is None else Charge(**row)
+
+    async def charges(self, wallet_id: str, *, before: str | None = None, limit: int = 50) -> list[Charge]:
+        """A wallet's charges, newest first."""
+        rows = await self._rows(
+            f"SELECT {_CHARGE} FROM charge WHERE wallet_id = $1 AND ($2::text IS NULL OR charge_id < $2)"
+            " ORDER BY charge_id DESC LIMIT $3",
+            wallet_id, before, limit,
+        )  # fmt: skip
+        return [Charge(**row) for row in rows]
+
+    async def due(self, processor: str, now: datetime, limit: int) -> list[str]:
+        """Charges at a processor that the worker should look at."""
+        rows = await self._rows(
+            "SELECT charge_id FROM charge WHERE next_try_at <= $2 AND processor = $1 ORDER BY next_try_at LIMIT $3",
+            processor,
+            now,
+            limit,
+        )
+        return [row["charge_id"] for row in rows]
+
+    async def spoken_for_cents(self, wallet_id: str, purposes: Iterable[Purpose], since: datetime) -> int:
+        """What these purposes have taken or may still take since a moment: open and unknown charges count too."""
+        row = await self._row(
+            f"""SELECT coalesce(sum(CASE WHEN state = 'succeeded' THEN captured_cents ELSE amount_cents END), 0)::bigint AS cents
+            FROM charge WHERE wallet_id = $1 AND purpose = ANY($2) AND created_at >= $3
+            AND (state = 'succeeded' OR state IN {_OPEN_SQL})""",
+            wallet_id, list(purposes), since,
+        )  # fmt: skip
+        assert row is not None
+        return int(row["cents"])
+
+    async def change(self, db: Any, charge: Charge, now: datetime, **changes: Any) -> Charge:
+        """Write changes of a locked charge; a change of state leaves a trace."""
+        changes["updated_at"] = now
+        names = list(changes)
+        marks = ", ".join(f"{name} = ${number}" for number, name in enumerate(names, 2))
+        row = await db.fetchrow(
+            f"UPDATE charge SET {marks} WHERE charge_id = $1 RETURNING {_CHARGE}",
+            charge.charge_id,
+            *(changes[name] for name in names),
+        )
+        changed = Charge(**row)
+        if changed.state != charge.state:
+            await self._trace(db, charge.charge_id, charge.state, changed.state, now)
+        return changed
+
+    async def _trace(self, db: Any, charge_id: str, old: str, new: str, now: datetime) -> None:
+        await db.execute(
+            "INSERT INTO charge_transition SELECT $1, count(*) + 1, $2, $3, $4 FROM charge_transition WHERE charge_id = $1",
+            charge_id, old, new, now,
+        )  # fmt: skip
+
+    async def cancel_retries(self, db: Any, wallet_id: str, purposes: Iterable[Purpose]) -> None:
+        """Declined charges of these purposes are not tried again."""
+        await db.execute(
+            "UPDATE charge SET next_try_at = NULL WHERE wallet_id = $1 AND state = 'declined' AND purpose = ANY($2)",
+            wallet_id,
+            list(purposes),
+        )
+
+    # -- leaving a card alone
+
+    async def hold_off(self, wallet_id: str) -> HoldOff | None:
+        row = await self._row("SELECT declines, next_try_at, suspended FROM charge_hold_off WHERE wallet_id = $1", wallet_id)
+        return None if row is None else HoldOff(**row)
+
+    async def count_decline(self, db: Any, wallet_id: str, now: datetime, waits: tuple[timedelta, ...]) -> HoldOff:
+        """One decline more: wait as long as its number says, after the last of `waits` be suspended."""
+        known = await db.fetchval("SELECT declines FROM charge_hold_off WHERE wallet_id = $1 FOR UPDATE", wallet_id) or 0
+        suspended = known >= len(waits)
+        found = HoldOff(declines=known + 1, next_try_at=now + waits[min(known, len(waits) - 1)], suspended=suspended)
+        await db.execute(
+            """INSERT INTO charge_hold_off VALUES ($1, $2, $3, $4) ON CONFLICT (wallet_id)
+            DO UPDATE SET declines = EXCLUDED.declines, next_try_at = EXCLUDED.next_try_at, suspended = EXCLUDED.suspended""",
+            wallet_id, found.declines, found.next_try_at, found.suspended,
+        )  # fmt: skip
+        return found
+
+    async def clear_hold_off(self, db: Any, wallet_id: str) -> None:
+        await db.execute("DELETE FROM charge_hold_off WHERE wallet_id = $1", wallet_id)
+
+    async def retry_after_card_change(self, person_id: str, dropped: Iterable[Purpose], now: datetime) -> None:
+        """A new card: nothing is held off any more; declined charges are due, apart from those whose trigger will ask again."""
+        async with self.transaction() as db:
+            wallets = "wallet_id IN (SELECT wallet_id FROM wallet_person WHERE person_id = $1)"
+            held = await db.fetch(f"DELETE FROM charge_hold_off WHERE {wallets} RETURNING wallet_id", person_id)
+            await db.execute(
+                """UPDATE charge c SET next_try_at = CASE WHEN purpose = ANY($2) THEN NULL ELSE $3::timestamptz END
+                WHERE wallet_id = ANY($1) AND state = 'declined' AND NOT on_session
+                AND charge_id = (SELECT max(charge_id) FROM charge WHERE wallet_id = c.wallet_id AND purpose = c.purpose)""",
+                [row["wallet_id"] for row in held], list(dropped), now,
+            )  # fmt: skip
+
+    # -- money in and back
+
+    async def add_credit(self, db: Any, credit: Credit, now: datetime) -> None:
+        """Order a credit in the caller's transaction; the same id again changes nothing."""
+        await db.execute(
+            "INSERT INTO credit (credit_id, wallet_id, amount_nanos, lot_key, reason, created_at) VALUES ($1, $2, $3, $4, $5, $6)"
+            " ON CONFLICT (credit_id) DO NOTHING",
+            credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason, now,
+        )  # fmt: skip
+
+    async def order_adjustment(
+        self,
+        merchant_id: str,
+        wallet_id: str,
+        adjust_id: str,
+        delta_nanos: int,
+        reason: str,
+        *,
+        lot_id: str | None = None,
+        db: Any,
+    ) -> None:
+        """Order a signed change of a wallet in the caller's transaction; the same id again changes nothing."""
+        await db.execute(
+            "INSERT INTO charge_adjustment VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (adjust_id) DO NOTHING",
+            adjust_id, merchant_id, wallet_id, delta_nanos, lot_id, reason,
+        )  # fmt: skip
+
+    async def event_known(self, processor: str, event_id: str) -> bool:
+        query = "SELECT 1 AS known FROM processor_event WHERE processor = $1 AND event_id = $2"
+        return await self._row(query, processor, event_id) is not None
+
+    async def add_event(self, db: Any, processor: str, event_id: str, kind: str, object_ref: str, now: datetime) -> bool:
+        """Note that a notice has its effect; False when it had it before."""
+        done = await db.execute(
+            "INSERT INTO processor_event VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING",
+            processor, event_id, kind, object_ref, now,
+        )  # fmt: skip
+        return str(done).endswith(" 1")
+
+    async def refunds(self, charge_id: str) -> list[MoneyBack]:
+        rows = await self._rows(f"SELECT {_MONEY_BACK} FROM refund WHERE charge_id = $1 ORDER BY created_at, refund_id", charge_id)
+        return [MoneyBack(**row) for row in rows]
+
+    async def refunds_locked(self, db: Any, charge_id: str) -> list[MoneyBack]:
+        """Under the charge's lock."""
+        rows = await db.fetch(f"SELECT {_MONEY_BACK} FROM refund WHERE charge_id = $1 ORDER BY created_at, refund_id", charge_id)
+        return [MoneyBack(**row) for row in rows]
+
+    async def save_refund(self, db: Any, back: MoneyBack, now: datetime) -> None:
+        await db.execute(
+            f"""INSERT INTO refund ({_MONEY_BACK}, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+            ON CONFLICT (refund_id) DO UPDATE SET processor_ref = EXCLUDED.processor_ref, clawed_cents = EXCLUDED.clawed_cents,
+            state = EXCLUDED.state, amount_cents = EXCLUDED.amount_cents, adjustments = EXCLUDED.adjustments,
+            updated_at = EXCLUDED.updated_at""",
+            *(getattr(back, name) for name in MoneyBack.__dataclass_fields__),
+            now,
+        )
+
+    async def unfinished_refunds(self, processor: str, before: datetime, limit: int) -> list[str]:
+        """Charges with a refund that was asked for and not answered, or is not final, untouched since `before`."""
+        rows = await self._rows(
+            "SELECT charge_id FROM refund WHERE processor = $1 AND state IN ('requested', 'pending') AND updated_at < $2"
+            " GROUP BY charge_id ORDER BY min(updated_at) LIMIT $3",
+            processor,
+            before,
+            limit,
+        )
+        return [row["charge_id"] for row in rows]
+
+    # -- the daily report
+
+    async def charges_of_payments(self, processor: str, refs: list[str]) -> dict[str, Charge]:
+        rows = await self._rows(f"SELECT {_CHARGE} FROM charge WHERE processor = $1 AND processor_ref = ANY($2)", processor, refs)
+        return {row["processor_ref"]: Charge(**row) for row in rows}
+
+    async def succeeded_on(self, processor: str, day: date) -> list[Charge]:
+        """Charges created on a UTC day that succeeded."""
+        rows = await self._rows(
+            f"SELECT {_CHARGE} FROM charge WHERE processor = $1 AND state = 'succeeded'"
+            " AND (created_at AT TIME ZONE 'UTC')::date = $2 ORDER BY charge_id",
+            processor,
+            day,
+        )
+        return [Charge(**row) for row in rows]
+
+    async def credited_nanos(self, credit_ids: list[str]) -> dict[str, int]:
+        """What was ordered under these credit ids."""
+        rows = await self._rows("SELECT credit_id, amount_nanos FROM credit WHERE credit_id = ANY($1)", credit_ids)
+        return {row["credit_id"]: row["amount_nanos"] for row in rows}
