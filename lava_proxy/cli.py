@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 from collections.abc import Awaitable, Callable
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -368,6 +368,39 @@ def merchant_create(name: str, funds: str | None, data_dir: Path | None) -> None
         }
 
     _print(_with_stores(data_dir, work))
+
+
+@cli.group()
+def payments() -> None:
+    """Card payments."""
+
+
+@payments.command("reconcile")
+@click.option("--day", default=None, help="UTC day, such as 2026-11-23 [yesterday].")
+@_DATA_DIR
+def payments_reconcile(day: str | None, data_dir: Path | None) -> None:
+    """Compare what the card processor captured on a day with what the ledger credits; exit 1 when they differ."""
+    try:
+        chosen = date.fromisoformat(day) if day else datetime.now(UTC).date() - timedelta(days=1)
+    except ValueError:
+        raise CallerError(f"--day takes a date such as 2026-11-23, not {day!r}.") from None
+
+    async def work(stores: Any, settings: Settings) -> dict[str, Any]:
+        from lava_proxy.app.card_payments import open_card_payments
+        from lava_proxy.billing.funding import Funding
+
+        cards = open_card_payments(
+            stores.pool, Funding(stores.catalog, stores.balances), _installation(settings, data_dir), settings
+        )
+        try:
+            return await cards.charges.reconcile(chosen)
+        finally:
+            await cards.close()
+
+    report = _with_stores(data_dir, work)
+    _print(report)
+    if not report["met"]:
+        sys.exit(1)
 
 
 @cli.group()

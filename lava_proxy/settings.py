@@ -90,6 +90,19 @@ class Reports:
     batch_items_max: int
     keep_s: int
     ledger_check_ms: int
+class Payments:
+    processor: str
+    timeout_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StripeAccount:
+    """The secrets of one Stripe account, and where its API is."""
+
+    secret_key: str = field(repr=False)
+    webhook_secrets: tuple[str, ...] = field(repr=False)
+    publishable_key: str
+    api_base: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +117,7 @@ class Settings:
     flusher: Flusher
     webhooks: Webhooks
     reports: Reports
+    payments: Payments
     providers_table: Mapping[str, Any] = field(repr=False)
     prices_table: Mapping[str, Any] = field(repr=False)
     environment: Mapping[str, str] = field(repr=False)
@@ -115,6 +129,19 @@ class Settings:
             raise ValueError("http.body_timeout_s must not be below http.head_timeout_s")
         if self.webhooks.lease_s < 2 * self.webhooks.timeout_s:
             raise ValueError("webhooks.lease_s must be at least twice webhooks.timeout_s, else deliveries under way are sent again")
+
+    def stripe_account(self) -> StripeAccount | None:
+        """Stripe as the environment names it; None without a secret key. Several webhook secrets are separated by commas."""
+        key = self.environment.get("LAVA_STRIPE_SECRET_KEY", "")
+        if not key:
+            return None
+        secrets = self.environment.get("LAVA_STRIPE_WEBHOOK_SECRET", "").split(",")
+        return StripeAccount(
+            secret_key=key,
+            webhook_secrets=tuple(secret.strip() for secret in secrets if secret.strip()),
+            publishable_key=self.environment.get("LAVA_STRIPE_PUBLISHABLE_KEY", ""),
+            api_base=self.environment.get("LAVA_STRIPE_API_BASE") or None,
+        )
 
     def provider_keys(self, key_env: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
         """Provider name -> key, for the providers whose variable is set."""
@@ -143,7 +170,9 @@ _SECTIONS: dict[str, type] = {
     "flusher": Flusher,
     "webhooks": Webhooks,
     "reports": Reports,
+    "payments": Payments,
 }
+_CHOICES = {("payments", "processor"): ("auto", "sandbox", "stripe", "none")}  # the settings that are words
 
 
 def load(environment: Mapping[str, str] | None = None) -> Settings:
@@ -166,8 +195,13 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
         for key in known:
             text = environ.get(f"LAVA_{name}_{key}".upper())
             if text is not None:
-                values[key] = _integer(f"LAVA_{name}_{key}".upper(), text)
+                is_word = (name, key) in _CHOICES
+                values[key] = text if is_word else _integer(f"LAVA_{name}_{key}".upper(), text)
         for key, value in values.items():
+            if (name, key) in _CHOICES:
+                if value not in _CHOICES[name, key]:
+                    raise ValueError(f"[{name}] {key} must be one of {', '.join(_CHOICES[name, key])}, not {value!r}")
+                continue
             if type(value) is not int or value < 0 or (value == 0 and key not in _MAY_BE_ZERO):
                 raise ValueError(f"[{name}] {key} must be a positive integer, not {value!r}")
         sections[name] = kind(**values)

@@ -69,6 +69,7 @@ class ApiDependencies:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     health_remember_s: float = REMEMBER_S
     requests_per_minute: int = REQUESTS_PER_MINUTE
+    processor_routes: Sequence[web.RouteDef] = ()  # of the card processor that is set up: its notices, or its test bank
 
 
 def build_application(deps: ApiDependencies) -> web.Application:
@@ -99,6 +100,7 @@ def build_application(deps: ApiDependencies) -> web.Application:
         routes_of([*operations, *OpenApi(operations).operations()]),
         HealthPages(health, deps.metrics, deps.price_version).routes(),
         status_page.routes(),
+        deps.processor_routes,
         unbuilt_routes(),
     ):
         application.add_routes(routes)

@@ -24,6 +24,7 @@ from redis.exceptions import RedisError
 
 from lava_proxy import tasks, telemetry
 from lava_proxy.api.application import ApiDependencies, build_application
+from lava_proxy.app.card_payments import open_card_payments
 from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rating import Rating
@@ -48,6 +49,7 @@ from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.vault import Vault
 from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.web.site import Site
+from lava_proxy.workers.charger import Charger
 from lava_proxy.workers.credit_applier import CreditApplier
 from lava_proxy.workers.drift import Drift
 from lava_proxy.workers.flusher import Flusher, kill_self
@@ -192,6 +194,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     environment = settings.environment
     webhook_client = webhook_client_of(config, settings)
     await webhook_client.open()
+    cards = open_card_payments(stores.pool, Funding(stores.catalog, stores.balances), config, settings)
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
@@ -213,6 +216,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             dev=config.dev,
             status_links={"API base": config.base_url},
             first_call=config.first_call,
+            processor_routes=cards.routes(),
         )
     )
     application.add_routes(Site().routes())
@@ -229,6 +233,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     await stopping.wait()
     await runner.cleanup()
     await webhook_client.close()
+    await cards.close()
     await stores.close()
 
 
@@ -250,7 +255,10 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
     flusher = Flusher(stores.outbox, stores.ledger, settings.flusher, after_commit=failpoint)
     leader = postgres.Leader(config.database_url)
     reaper = HoldReaper(stores.outbox, stores.balances, rating, settings.reserve.keep_s)
-    applier = CreditApplier(stores.catalog, Funding(stores.catalog, stores.balances))
+    funding = Funding(stores.catalog, stores.balances)
+    applier = CreditApplier(stores.catalog, funding)
+    cards = open_card_payments(stores.pool, funding, config, settings)
+    charger = Charger(cards.store, cards.charges, business_clock(config))
     recovery = Recovery(stores.outbox, stores.ledger, business_clock(config))
     drift = Drift(stores.outbox, stores.ledger)
     webhook_client = webhook_client_of(config, settings)
@@ -286,6 +294,7 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         tasks.start("flusher", _every(0.0, flush)),
         tasks.start("reaper", _every(1.0, lambda: lead(reaper.run_once))),
         tasks.start("credit-applier", _every(1.0, lambda: lead(applier.run_once))),
+        tasks.start("charger", _every(1.0, lambda: lead(charger.run_once))),
         tasks.start("drift", _every(_DRIFT_ROUND_S, lambda: lead(drift.run_once))),
         tasks.start("webhook-sender", _every(0.0, send)),
         tasks.start("webhook-gauges", _every(5.0, sender.measure)),
@@ -301,6 +310,7 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         if await leader.is_leader():
             await Flusher(stores.outbox, stores.ledger, settings.flusher).flush_all()
     await leader.close()
+    await cards.close()
     await stores.close()
 
 

@@ -96,3 +96,17 @@ def test_what_can_be_switched_off_is_so_by_zero(name: str) -> None:
 def test_a_time_of_zero_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="positive"):
         load({f"LAVA_UPSTREAM_{name}": "0"})
+
+
+def test_the_processor_is_one_of_a_few_words() -> None:
+    assert load({"LAVA_PAYMENTS_PROCESSOR": "sandbox"}).payments.processor == "sandbox"
+    with pytest.raises(ValueError, match=r"\[payments\] processor must be one of auto, sandbox"):
+        load({"LAVA_PAYMENTS_PROCESSOR": "paypal"})
+
+
+def test_stripes_secrets_come_from_the_environment_and_are_not_shown() -> None:
+    assert load({}).stripe_account() is None
+    account = load({"LAVA_STRIPE_SECRET_KEY": "sk_1", "LAVA_STRIPE_WEBHOOK_SECRET": "whsec_1, whsec_2"}).stripe_account()
+    assert account is not None
+    assert (account.secret_key, account.webhook_secrets, account.api_base) == ("sk_1", ("whsec_1", "whsec_2"), None)
+    assert "sk_1" not in repr(account) and "whsec_1" not in repr(account)
