@@ -22,12 +22,27 @@ from lava_proxy.domain.errors import CallerError, LimitExceeded, StoreError
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX
 from lava_proxy.domain.prices import Cost, ModelPrice, PriceBook, ceiling_cost
 from lava_proxy.domain.usage import TOKEN_KEYS, Outcome, Provenance, Reading, Usage
+from lava_proxy.domain.money import AMOUNT_NANOS_MAX, Nanos
+from lava_proxy.domain.prices import Cost, PriceBook, ceiling_cost
+from lava_proxy.domain.usage import TOKEN_KEYS, Outcome, Provenance, Reading, Usage, token_usage
 from lava_proxy.providers.base import Call, Provider
 from lava_proxy.providers.ceilings import likely_input_tokens
 from lava_proxy.providers.clamp import lowest_limit, with_limit
+from lava_proxy.providers.endpoints import FETCH_APIS
 from lava_proxy.providers.estimate import estimate
 from lava_proxy.settings import Reserve
-from lava_proxy.stores.balance_store import BalanceStore, Claim, Held, Moved, NotCovered, ScopeUse, Settled, SettleMode
+from lava_proxy.stores.balance_store import (
+    BalanceStore,
+    Claim,
+    Held,
+    Moved,
+    NotCovered,
+    Once,
+    ScopeUse,
+    Settled,
+    SettleMode,
+    report_record,
+)
 from lava_proxy.stores.hot_redis import Ambiguous
 
 # A refusal while calls of the same wallet are in flight may be only because one that has ended is not settled yet: look again
@@ -41,6 +56,10 @@ _RETRY_DELAY_MAX_S = 1.0
 _NOTHING_DELIVERED = "n"  # on the record of an ended call: its idempotency key may be used again
 _FOLLOW_PERCENT = 75  # of its hold: a stream that has used so much gets a larger one ...
 _FOLLOW_STEP_PERCENT = 150  # ... of so much of the present one, or of what it has used: few steps, little held for nothing
+_FETCHED_USAGE = token_usage(32_768, 16_384)  # a fetched job does not say beforehand what it used: usually less than this,
+_FETCHED_COST_NANOS = 500_000_000  # and $0.50; a wallet that has less is held for all it has
+_JOB_STARTED = ("job",)
+_JOB_KEEP_MS = 30 * 24 * 3600 * 1000  # that a job was charged; OpenAI keeps responses for 30 days, the ledger knows it for ever
 _BOUNDED_PERCENT = 150  # a call that names its own limit cannot outgrow its hold, as far as an estimate can tell
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -94,6 +113,7 @@ class _Priced:
     price_model: str | None = None  # whose price was used, when the row's own model has none
     unpriced: bool = False  # used and chargeable by cost, but no price was known
     unseen: tuple[str, ...] = ()  # used beside what the charge is made of
+    once_key: str | None = None  # of a job that can be fetched many times: charged once for ever under this name
     is_absurd: bool = False  # the reported usage cannot be true and was replaced by an estimate
 
 
@@ -160,13 +180,16 @@ class Charging:
         try:
             held = await self._reserve(request_id, grant, amount, tier_field, row, _scope_uses(grant, call, now), claim)
         except NotCovered as refused:
-            if not grant.clamp_floor:
+            if call.api in FETCH_APIS and refused.spendable_nanos:
+                amount = refused.spendable_nanos
+            elif grant.clamp_floor:
+                affordable = self._clamped(grant, provider, call, now, byok, needs_cost, refused.spendable_nanos)
+                if affordable is None:
+                    raise
+                call, amount = affordable
+                clamped_to = call.ceiling.output_tokens
+            else:
                 raise
-            affordable = self._clamped(grant, provider, call, now, byok, needs_cost, refused.spendable_nanos)
-            if affordable is None:
-                raise
-            call, amount = affordable
-            clamped_to = call.ceiling.output_tokens
             held = await self._reserve(request_id, grant, amount, tier_field, row, _scope_uses(grant, call, now), claim)
         self._tally.observe(telemetry.SCRIPT_RESERVE, perf_counter_ns() - began_ns)
         return Hold(
@@ -248,6 +271,9 @@ class Charging:
 
         Input tokens are rounded up to the next _CEILING_STEP: a hold may be a little large, and like calls find their answer made.
         """
+        if call.api in FETCH_APIS:
+            assumed = Cost(_FETCHED_COST_NANOS, 1, Nanos(_FETCHED_COST_NANOS)) if needs_cost else None
+            return fees.ceiling_charge(grant.meter, _FETCHED_USAGE, assumed, 0, byok=byok)
         units = call.ceiling.units
         input_tokens = -(-call.ceiling.input_tokens // _CEILING_STEP) * _CEILING_STEP
         meter = grant.meter
@@ -337,14 +363,14 @@ class Charging:
             row = self._closing_row(hold, priced, ending)
             settled = await self._until_answered(
                 hold.grant.wallet_id, hold.request_id, priced.charge, hold.tier_field, row, tokens=_tokens(hold, priced),
-                fingerprint="" if ending.delivered else _NOTHING_DELIVERED,
+                fingerprint="" if ending.delivered else _NOTHING_DELIVERED, once=self._once(hold, priced, ending),
             )  # fmt: skip
             if isinstance(settled, Moved):
                 position = settled.position
                 continue
             assert settled is not None
             self._tally.observe(telemetry.SETTLE_SECONDS, perf_counter_ns() - began_ns)
-            self._count(hold, priced, ending, settled)
+            self._count(hold, _uncharged(priced) if settled.seen else priced, ending, settled)
             return settled
         raise StoreError("A settle was overtaken too often; the reaper will end this hold.")
 
@@ -358,6 +384,7 @@ class Charging:
         mode: SettleMode = "late",
         tokens: int | None = None,
         fingerprint: str = "",
+        once: Once | None = None,
     ) -> Settled | Moved | None:
         """One settle, repeated through outages; None when `mode` is held and there is no hold."""
         delay_s, said = 0.05, False
@@ -376,6 +403,7 @@ class Charging:
                     mode=mode,
                     tokens=tokens,
                     fingerprint=fingerprint,
+                    once=once,
                 )
             except StoreError as error:
                 if not said:
@@ -414,9 +442,6 @@ class Charging:
                     price_model = model if model != (reading.model or hold.call.model) else None
                     break
         billable = billable and not hold.grant.disable_billing and hold.call.billable
-        if hold.call.api == "responses_retrieve":
-            # Its POST has been charged (or will be, by the response id, for background mode): reading it again is free.
-            billable = False
         unpriced = False
         if billable and hold.needs_cost and cost is None:
             # The ceiling was priced, so usually only the usage is missing; if it is there, its price is, which is counted.
@@ -430,7 +455,18 @@ class Charging:
             charge=charge,
             price_model=price_model,
             unpriced=unpriced,
-            unseen=_unseen(hold, usage, cost, charge, reading) if billable else (),
+            unseen=_unseen(hold, usage, cost, charge, reading) if billable else _left(hold, ending, reading, unpriced),
+            once_key=_once_key(hold, reading) if billable else None,
+        )
+
+    def _once(self, hold: Hold, priced: _Priced, ending: Ending) -> Once | None:
+        """For a job: its name, and the row of a call that only shows again what was charged."""
+        if priced.once_key is None:
+            return None
+        return Once(
+            digest=report_record(hold.grant.merchant_id, priced.once_key),
+            keep_ms=_JOB_KEEP_MS,
+            free_row=self._closing_row(hold, _uncharged(priced), ending),
         )
 
     def _closing_row(self, hold: Hold, priced: _Priced, ending: Ending) -> bytes:
@@ -460,7 +496,8 @@ class Charging:
                 "position_lo": charge.position_lo,
                 "position_hi": charge.position_hi,
                 "timings": json_text(ending.timings) if ending.timings else None,
-            },
+            }
+            | ({"once_key": priced.once_key} if priced.once_key is not None else {}),
         )
 
     def _count(self, hold: Hold, priced: _Priced, ending: Ending, settled: Settled) -> None:
@@ -479,10 +516,28 @@ class Charging:
             add(telemetry.UNPRICED)
         if priced.is_absurd or (cost is not None and cost.anomaly):
             add(telemetry.ANOMALIES)
-        if priced.unseen or (priced.billable and charged == 0 and usage.output_tokens and not hold.byok):
+        is_unseen = bool(priced.unseen) and priced.unseen != _JOB_STARTED
+        if is_unseen or (priced.billable and charged == 0 and usage.output_tokens and not hold.byok):
             add(telemetry.USAGE_CHARGE_ZERO)
         if "o" in settled.flags:
             add(telemetry.OVERSHOOT, charged - hold.amount_nanos)
+
+
+def _uncharged(priced: _Priced) -> _Priced:
+    """A call that shows again what another one was charged for: it used nothing itself."""
+    return _Priced(usage=Usage(), provenance=priced.provenance, billable=False, cost=None, charge=fees.NOTHING)
+
+
+def _is_job(call: Call, reading: Reading) -> bool:
+    """Is it a job that can be fetched? The answer says so itself; until it has said anything, the request does."""
+    return reading.deferred or (call.deferred and reading.response_id is None)
+
+
+def _once_key(hold: Hold, reading: Reading) -> str | None:
+    """The name of the job that a billed call started or fetched; None where it is no job, or has no name."""
+    if reading.response_id is None or not _is_job(hold.call, reading):
+        return None
+    return f"job/{hold.provider.name}/{reading.response_id}"
 
 
 def _tokens(hold: Hold, priced: _Priced) -> int | None:
@@ -525,6 +580,12 @@ def _is_countable(units: Mapping[str, Any]) -> bool:
     return True
 
 
+def _left(hold: Hold, ending: Ending, reading: Reading, unpriced: bool) -> tuple[str, ...]:
+    """The mark of a call that started a job and is not charged itself: a later call will show what was used."""
+    is_start = ending.delivered and hold.call.billable and hold.call.api not in FETCH_APIS and not hold.grant.disable_billing
+    return _JOB_STARTED if is_start and not unpriced and _is_job(hold.call, reading) else ()
+
+
 def _unseen(hold: Hold, usage: Usage, cost: Cost | None, charge: fees.Charge, reading: Reading) -> tuple[str, ...]:
     """What a billed call used that its charge does not contain, by unit or by the provider's name for it."""
     meter = hold.grant.meter
@@ -541,8 +602,12 @@ def _usage_of(hold: Hold, ending: Ending, reading: Reading) -> tuple[Usage, Prov
     """The usage to bill, where it comes from, and whether it is billed at all."""
     if not ending.delivered or (ending.http_status or 500) >= 400:
         return Usage(), Provenance.NONE, False
+    if hold.call.api in FETCH_APIS and not reading.deferred:
+        return Usage(), Provenance.NONE, False  # the call that made it was charged; to read it again is free
     if reading.usage is not None and reading.provenance is Provenance.PROVIDER_FINAL:
         return reading.usage, reading.provenance, True
+    if _is_job(hold.call, reading):
+        return Usage(), Provenance.NONE, False  # charged by the call that will show its usage
     if ending.outcome is Outcome.CLIENT_GONE and hold.provider.disconnect == "none":
         return Usage(), Provenance.NONE, False
     if reading.error and reading.usage is None and reading.output_text_bytes == 0:

@@ -98,4 +98,5 @@ class Reading:
     error: bool = False  # an in-band error event or object was seen
     output_text_bytes: int = 0  # generated text relayed so far (UTF-8 bytes after JSON unescaping, approximately)
     output_text_sample: bytes = b""  # the beginning of that text, as it stands between JSON's quotes; bounded
+    deferred: bool = False  # a job that can be fetched again and again (a background response): billed once by its own id
     unseen: tuple[str, ...] = ()  # what the call also used and is billed for outside of `usage`: "image_generation" ...

@@ -597,7 +597,7 @@ class Exchange:
         hold = self._hold
         if self.connection is None:
             return
-        if hold is not None and (not hold.call.stream or hold.provider.disconnect == "drain"):
+        if hold is not None and (not hold.call.stream or hold.call.deferred or hold.provider.disconnect == "drain"):
             self.connection.pause(False)
             self.deadline = self._loop.time() + self._context.settings.upstream.drain_timeout_s
             return

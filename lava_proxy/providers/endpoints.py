@@ -39,6 +39,9 @@ TOKEN_APIS = frozenset(
 MEDIA_APIS = frozenset({"images", "imagen", "speech", "sound", "transcriptions", "translations", "listen", "rerank", "ocr"})
 """Billed by the image, character, second, page or document as well, asked with JSON, a form or the audio itself."""
 
+FETCH_APIS = frozenset({"responses_retrieve", "predictions_retrieve"})
+"""Reading a job that an earlier call started: billed by its id, once, where it shows the job's usage."""
+
 FREE_APIS = frozenset({"models", "moderations", "count_tokens", "read"})
 
 _GOOGLE_METHODS = {
@@ -106,8 +109,10 @@ _AZURE_DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)/")
 _BEDROCK_MODEL = re.compile(r"/model/([^/]+)/(?:converse|invoke|count-tokens)[a-z-]*$")
 _ELEVENLABS_SPEECH = re.compile(r"/text-to-speech/[^/]+(?:/stream)?(?:/with-timestamps)?$")
 _THREAD_RUNS = re.compile(r"/threads/[^/]+/runs(?:/[^/]+/submit_tool_outputs)?$")
-_REPLICATE_MODEL = re.compile(r"/models/([^/]+/[^/]+)/predictions$")
+_REPLICATE_MODEL = re.compile(r"/(?:models|deployments)/([^/]+/[^/]+)/predictions$")
 _RESPONSE_ITEM = re.compile(r"/responses/[^/]+$")
+_PREDICTION_ITEM = re.compile(r"/predictions/[^/]+$")
+_CANCEL = re.compile(r"/(responses|predictions)/[^/]+/cancel$")
 _GOOGLE_CALL = re.compile(r"/([^/]+?)(?::|%3[Aa])([A-Za-z]+)$")
 _MODEL_ID_MAX = 256
 
@@ -146,6 +151,9 @@ def endpoint_of(method: str, path: str, query: str) -> Endpoint:
         return Endpoint(api="predictions", model=replicate[1][:_MODEL_ID_MAX])
     if _THREAD_RUNS.search(path):
         return Endpoint(api="runs")
+    cancelled = _CANCEL.search(path)
+    if cancelled is not None:
+        return Endpoint(api=f"{cancelled[1]}_retrieve", stream=False)
     for suffix, api in _SUFFIXES:
         if path.endswith(suffix):
             deployment = _AZURE_DEPLOYMENT.search(path)
@@ -163,6 +171,8 @@ def _not_posted(method: str, path: str, query: str) -> Endpoint:
         return Endpoint(api="read")
     if _RESPONSE_ITEM.search(path):
         return Endpoint(api="responses_retrieve", stream=dict(parse_qsl(query)).get("stream") == "true")
+    if _PREDICTION_ITEM.search(path):
+        return Endpoint(api="predictions_retrieve", stream=False)
     if path.endswith("/models") or "/models/" in path:
         return Endpoint(api="models")
     return Endpoint(api="read")

@@ -15,7 +15,7 @@ from lava_proxy.domain.usage import Provenance, Usage, token_usage
 from lava_proxy.providers.base import Call, Meter, Provider, Relay
 from lava_proxy.providers.body_meter import BodyMeter, FixedMeter
 from lava_proxy.providers.ceilings import DEFAULT_OUTPUT_TOKENS_MAX, ceiling, names_a_limit
-from lava_proxy.providers.endpoints import MEDIA_APIS, TOKEN_APIS, Endpoint, endpoint_of
+from lava_proxy.providers.endpoints import FETCH_APIS, MEDIA_APIS, TOKEN_APIS, Endpoint, endpoint_of
 from lava_proxy.providers.header_usage import header_usage
 from lava_proxy.providers.media_requests import media_request
 from lava_proxy.providers.readers import reader_of
@@ -65,6 +65,7 @@ class ModelApis:
             body=body if spliced is None else spliced,
             spliced=spliced is not None,
             ceiling=ceiling(endpoint.api, body, document, self._default_output_tokens_max),
+            deferred=endpoint.api == "predictions" or (endpoint.api == "responses" and document.get("background") is True),
             open_ended=stream and not names_a_limit(endpoint.api, document),
         )
 
@@ -143,6 +144,7 @@ def _unmetered_call(endpoint: Endpoint, content_type: str, body: bytes) -> Call:
         stream=bool(endpoint.stream) or document.get("stream") is True,
         body=body,
         billable=endpoint.billable,
+        deferred=endpoint.api in FETCH_APIS,
         ceiling=Usage(),
     )
 

@@ -1,10 +1,13 @@
 """OpenAI's Responses API: usage on the terminal event (completed, incomplete, failed, cancelled) or in the document.
 
-There is no `[DONE]` (OpenRouter adds one) and no opt-in. An incomplete or failed response is billed too.
+There is no `[DONE]` (OpenRouter adds one) and no opt-in. An incomplete or failed response is billed too. One that was made in
+background mode says so in every copy of itself, and is billed by the copy that first shows its usage.
+https://platform.openai.com/docs/guides/background
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +19,7 @@ from lava_proxy.wire import json_scan
 TERMINAL_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled", "response.done"})
 _TERMINAL_MARKS = tuple(f'"{name}"'.encode() for name in sorted(TERMINAL_EVENTS))
 _TERMINAL_STATUSES = frozenset({"completed", "incomplete", "failed", "cancelled"})
+_IN_BACKGROUND = re.compile(rb'"background"\s*:\s*true')  # within a string its quotes would be escaped
 
 
 class ResponsesReader(UsageReader):
@@ -68,6 +72,7 @@ class ResponsesReader(UsageReader):
 
     def _response(self, response: Mapping[str, Any], raw: bytes, *, is_terminal: bool) -> None:
         self.identify(response.get("model"), response.get("id"), response.get("service_tier"))
+        self.deferred = self.deferred or response.get("background") is True
         raw_usage = response.get("usage")
         if not isinstance(raw_usage, dict):
             return
@@ -78,6 +83,10 @@ class ResponsesReader(UsageReader):
             if "image_generation_calls" in calls:
                 self.unseen = ("image_generation",)  # the tool's own image tokens are not in `usage`
             self.final = is_terminal or "status" not in response
+
+    def fragment(self, raw: bytes, *, is_final: bool) -> None:
+        super().fragment(raw, is_final=is_final)
+        self.deferred = self.deferred or _IN_BACKGROUND.search(raw) is not None
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         return chat_usage(raw_usage)

@@ -103,12 +103,13 @@ class RerankReader(_DocumentReader):
 
 
 class PredictionReader(_DocumentReader):
-    """Replicate's predictions that were waited for: `metrics` tells the seconds it ran, and tokens for language models.
+    """Replicate's predictions, waited for or fetched: `metrics` tells the seconds it ran, and tokens for language models.
 
     https://replicate.com/docs/reference/http#predictions.create
     """
 
     def document(self, document: Mapping[str, Any], raw: bytes) -> None:
+        self.deferred = True
         self.identify(document.get("model"), document.get("id"))
         self.error = document.get("status") in ("failed", "canceled") or bool(document.get("error"))
         metrics = mapping(document.get("metrics"))
@@ -117,7 +118,7 @@ class PredictionReader(_DocumentReader):
         length: int | Decimal | None = seconds(metrics.get("predict_time"))
         units.update(present(predict_seconds=length, images=images))
         self.usage = Usage(units) if units else None
-        self.final = bool(units)
+        self.final = bool(units) and document.get("status") in (None, "succeeded", "failed", "canceled", "aborted")
 
 
 def _tokens(metrics: Mapping[str, Any]) -> Mapping[str, Any]:

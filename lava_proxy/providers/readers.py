@@ -47,6 +47,7 @@ _READERS: Mapping[str, Callable[[], UsageReader]] = {
     "watsonx": GenerationReader,
     "watsonx_embeddings": GenerationReader,
     "predictions": PredictionReader,
+    "predictions_retrieve": PredictionReader,
     "images": ImagesReader,
     "speech": SpeechReader,
     "transcriptions": TranscriptionReader,

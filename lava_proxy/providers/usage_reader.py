@@ -69,6 +69,7 @@ class UsageReader:
         self.service_tier: str | None = None
         self.terminal = False
         self.error = False
+        self.deferred = False
         self.unseen: tuple[str, ...] = ()
         self.header_usage: Usage | None = None  # what the response's head reports, used where its body does not
         self.asked = Usage()  # what the request counts, used where neither does
@@ -141,6 +142,7 @@ class UsageReader:
             error=self.error,
             output_text_bytes=output_text_bytes,
             output_text_sample=output_text_sample,
+            deferred=self.deferred,
             unseen=self.unseen,
         )
 

@@ -105,6 +105,18 @@ class Claim:
     keep_ms: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Once:
+    """What may be charged once, whichever call sees it: its digest, and the row of a call that comes second.
+
+    Redis knows it for `keep_ms` and per wallet; the ledger, by the row's `once_key`, for ever and per merchant.
+    """
+
+    digest: str
+    keep_ms: int
+    free_row: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class Held:
     """A hold as Redis keeps it: how much from each pot, and the tier counter at that moment."""
@@ -116,7 +128,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """The end of a hold. `repeated`: it had ended before, with `charge_nanos`."""
+    """The end of a hold. `repeated`: it had ended before, with `charge_nanos`. `seen`: another call was charged for the same."""
 
     charge_nanos: int
     balance_nanos: int = 0
@@ -124,6 +136,7 @@ class Settled:
     flags: str = ""
     wseq: int = 0
     repeated: bool = False
+    seen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,13 +265,15 @@ class BalanceStore:
         overdraft_nanos: int = 0,
         plan_linked: bool = False,
         tokens: int | None = None,
+        once: Once | None = None,
     ) -> Settled | Moved:
         """End a hold (or debit directly, by mode) with a charge priced for tier positions lo..hi; idempotent by id.
 
-        `tokens`: what the call used, for token limits; None: as much as it had reserved.
+        `tokens`: what the call used, for token limits; None: as much as it had reserved. `once`: charged only if no other call was.
         """
-        args = [
-            b"S",
+        args = [] if once is None else [b"B", once.digest.encode(), b"%d" % once.keep_ms, once.free_row]
+        args += [
+            *([b"S"] if once is None else []),
             request_id.encode(),
             b"%d" % charge_nanos,
             b"%d" % units,
@@ -277,6 +292,8 @@ class BalanceStore:
         code = reply[0]
         if code == b"S":
             return Settled(charge_nanos, int(reply[1]), int(reply[2]), reply[3].decode(), int(reply[4]))
+        if code == b"F":
+            return Settled(0, int(reply[1]), int(reply[2]), reply[3].decode(), int(reply[4]), seen=True)
         if code == b"=S":
             return Settled(int(reply[1]), repeated=True)
         if code == b"RETRY":

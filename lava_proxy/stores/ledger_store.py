@@ -118,6 +118,7 @@ class LedgerStore:
                 [e.request_id for e in settles],
             )
         }
+        fresh -= await self._seen_before(db, [entry for entry in settles if entry.request_id in fresh and "once_key" in entry.row])
         once: set[str] = set()
         rows, doubles = [], []
         for entry in settles:
@@ -138,6 +139,19 @@ class LedgerStore:
         for entry in doubles:
             await self._reverse(db, entry)
         await note_balances(db, entries)
+
+    async def _seen_before(self, db: Any, entries: Sequence[OutboxEntry]) -> set[str]:
+        """Of calls that were charged for something that is charged once: those for which another call was."""
+        if not entries:
+            return set()
+        first = await db.fetch(
+            """INSERT INTO request_once SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+            ON CONFLICT DO NOTHING RETURNING request_id""",
+            [entry.row["merchant_id"] for entry in entries],
+            [entry.row["once_key"] for entry in entries],
+            [entry.request_id for entry in entries],
+        )
+        return {entry.request_id for entry in entries} - {row["request_id"] for row in first}
 
     async def _reverse(self, db: Any, entry: OutboxEntry) -> None:
         """A debit of an id that was debited before (Redis had forgotten it): note it, and give the money back."""

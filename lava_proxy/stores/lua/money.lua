@@ -11,6 +11,7 @@
 --   {pNNNN}:r:<digest> STRING  a report's record, "S|charge|fingerprint|id|outbox entry|position|flags|at_ms". The one key outside its
 --                              wallet's partition: a report's id is its merchant's own, whoever pays, so the id alone places it
 --   {pNNNN}:i:<digest> STRING  the request id of the call that has a caller's idempotency key
+--   {pNNNN}:b:<digest> STRING  the request id of the call that was charged for what can be seen many times
 --   {pNNNN}:q:<id>     STRING  a hold's scopes, only while held and only where it has some: "key;ceiling;tokens;cycle;spend_max|..."
 --   {pNNNN}:l:<scope>  HASH    limits' counters of a spend key or connection, which live and end with the holds:
 --                              ep open so (in this epoch: open holds and the sum of their ceilings)  tr ts (all calls, all charges)
@@ -318,6 +319,22 @@ end }
 
 -- R report: S's arguments with mode `report`. Under another letter, because it may not run when memory is full.
 ops.R = ops.S
+-- B settle billed once: claim keep_ms free_row, then S's arguments. The claim (a digest of what can be seen many times, such as a
+--   background response) names the call that was charged for it.
+--   As S | { 'F', balance, position, flags, wseq } settled without a charge and with free_row: another call was charged.
+ops.B = { n = ops.S.n + 3, run = function(k, i)
+  local id, j = ARGV[i + 3], i + 3
+  local claim = string.match(k.m, '^(.*):m$') .. ':b:' .. ARGV[i]
+  local owner = redis.call('GET', claim)
+  local is_free = owner and owner ~= id
+  if is_free then
+    ARGV[j + 1], ARGV[j + 2], ARGV[j + 4], ARGV[j + 5], ARGV[j + 7] = '0', '0', '0', '9007199254740991', ARGV[i + 2]
+  end
+  local reply, after = ops.S.run(k, j)
+  if is_free and reply[1] == 'S' then reply[1] = 'F' end
+  if not owner and reply[1] == 'S' then redis.call('SET', claim, id, 'PX', ARGV[i + 1]) end
+  return reply, after
+end }
 
 -- L lease: id lease_ms row          { 'L' } lease moved on and checkpoint row kept | E404 no open hold
 ops.L = { n = 3, run = function(k, i)

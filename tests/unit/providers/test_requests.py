@@ -114,6 +114,26 @@ def test_a_background_response_is_billed_where_it_is_fetched() -> None:
     assert not inspect(b"", "/v1/responses/resp_1", method="GET", query="stream=false").stream
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "api", "is_job"),
+    [
+        ("POST", "/v1/responses", b'{"model":"m","input":"x","background":true}', "responses", True),
+        ("POST", "/v1/responses", b'{"model":"m","input":"x","background":false}', "responses", False),
+        ("POST", "/v1/responses/resp_1/cancel", b"", "responses_retrieve", True),
+        ("GET", "/openai/v1/responses/resp_1", b"", "responses_retrieve", True),
+        ("POST", "/v1/models/meta/llama/predictions", b'{"input":{"prompt":"x"}}', "predictions", True),
+        ("POST", "/v1/deployments/me/mine/predictions", b'{"input":{"prompt":"x"}}', "predictions", True),
+        ("POST", "/v1/predictions", b'{"version":"v","input":{"prompt":"x"}}', "predictions", True),
+        ("GET", "/v1/predictions/p1", b"", "predictions_retrieve", True),
+        ("POST", "/v1/predictions/p1/cancel", b"", "predictions_retrieve", True),
+    ],
+)
+def test_a_call_that_starts_or_reads_a_job_says_so(method: str, path: str, body: bytes, api: str, is_job: bool) -> None:
+    """B7: such a job goes on when its client leaves, and its usage is billed by its own id."""
+    call = inspect(body, path, method=method)
+    assert (call.api, call.deferred, call.billable) == (api, is_job, True)
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b'"x"', b"{", b"\xff\xfe", b"null"])
 def test_a_body_that_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(CallerError) as refused:
