@@ -23,7 +23,7 @@ from lava_proxy.domain.money import AMOUNT_NANOS_MAX
 from lava_proxy.domain.prices import Cost, ModelPrice, PriceBook, ceiling_cost
 from lava_proxy.domain.usage import TOKEN_KEYS, Outcome, Provenance, Reading, Usage
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX, Nanos
-from lava_proxy.domain.prices import Cost, PriceBook, ceiling_cost
+from lava_proxy.domain.prices import Cost, Facts, PriceBook, ceiling_cost, facts_of, tier_with
 from lava_proxy.domain.usage import TOKEN_KEYS, Outcome, Provenance, Reading, Usage, token_usage
 from lava_proxy.providers.base import Call, Provider
 from lava_proxy.providers.ceilings import likely_input_tokens
@@ -111,6 +111,7 @@ class _Priced:
     cost: Cost | None
     charge: fees.Charge
     price_model: str | None = None  # whose price was used, when the row's own model has none
+    facts: Facts = ()
     unpriced: bool = False  # used and chargeable by cost, but no price was known
     unseen: tuple[str, ...] = ()  # used beside what the charge is made of
     once_key: str | None = None  # of a job that can be fetched many times: charged once for ever under this name
@@ -278,7 +279,8 @@ class Charging:
         input_tokens = -(-call.ceiling.input_tokens // _CEILING_STEP) * _CEILING_STEP
         meter = grant.meter
         key = (
-            meter.version_id if meter else 0, provider.name, call.model, byok, now.day, input_tokens, call.ceiling.output_tokens
+            meter.version_id if meter else 0, provider.name, call.model, byok, now.day, input_tokens, call.ceiling.output_tokens,
+            call.service_tier, call.facts,
         )  # fmt: skip
         is_plain = len(units) == len(TOKEN_KEYS)
         if is_plain and (known := self._ceilings.get(key)) is not None:
@@ -305,6 +307,10 @@ class Charging:
                     code="model_not_priced",
                 )
             cost = ceiling_cost(price, ceiling)
+            if call.model and (tier := tier_with(call.service_tier, call.facts)) is not None:
+                # Asked for at another price; whether the provider grants it is known when it has answered.
+                asked = self._prices.price_for(provider.price_id or provider.name, call.model, at=now, service_tier=tier)
+                cost = max(cost, ceiling_cost(asked or price, ceiling), key=lambda found: found.nanos)
         # Position 0: the counter is known only after the reserve, so every tier counts as reachable.
         return fees.ceiling_charge(grant.meter, ceiling, cost, 0, byok=byok)
 
@@ -435,9 +441,11 @@ class Charging:
         price_id = hold.provider.price_id or hold.provider.name
         cost: Cost | None = None
         price_model: str | None = None
+        facts = facts_of(hold.call.facts, reading.facts) if hold.call.facts or reading.facts else ()
+        tier = tier_with(reading.service_tier, facts)
         if billable and usage.units:
             for model in (reading.model, hold.call.model):
-                cost = self._prices.cost_of(price_id, model, usage, at=hold.opened_at, service_tier=reading.service_tier)
+                cost = self._prices.cost_of(price_id, model, usage, at=hold.opened_at, service_tier=tier)
                 if cost is not None:
                     price_model = model if model != (reading.model or hold.call.model) else None
                     break
@@ -454,6 +462,7 @@ class Charging:
             cost=cost,
             charge=charge,
             price_model=price_model,
+            facts=facts,
             unpriced=unpriced,
             unseen=_unseen(hold, usage, cost, charge, reading) if billable else _left(hold, ending, reading, unpriced),
             once_key=_once_key(hold, reading) if billable else None,
@@ -486,7 +495,7 @@ class Charging:
                 "cost_nanos": cost.nanos if cost is not None else 0,
                 "charge_nanos": charge.amount_nanos,
                 "breakdown": breakdown_text(
-                    charge, cost, price_model=priced.price_model, unpriced=priced.unpriced, unseen=priced.unseen
+                    charge, cost, price_model=priced.price_model, unpriced=priced.unpriced, unseen=priced.unseen, facts=priced.facts
                 ),
                 "price_model": priced.price_model,
                 "price_version": self._prices.version if cost is not None else None,

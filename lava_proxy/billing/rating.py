@@ -12,11 +12,16 @@ from typing import Any
 from lava_proxy.billing.rows import breakdown_text
 from lava_proxy.domain import fees
 from lava_proxy.domain.catalog import MeterVersion
-from lava_proxy.domain.prices import Cost, PriceBook
+from lava_proxy.domain.prices import Cost, Facts, PriceBook, tier_with
 from lava_proxy.domain.usage import Usage
 from lava_proxy.stores.catalog_store import CatalogStore
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _facts(breakdown: Mapping[str, Any]) -> Facts:
+    """What a row's price depended on, as it stands on the row."""
+    return tuple(sorted(breakdown.get("facts", {}).items()))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,12 +45,13 @@ class Rating:
 
     async def at_position(self, row: dict[str, Any], position: int) -> dict[str, Any]:
         """An outbox row priced for another tier counter."""
+        breakdown = json.loads(row["breakdown"])
         charge, cost = await self.rate(
             meter_version=row["meter_version"],
             usage=json.loads(row["usage"], parse_float=Decimal),
             provider=row["provider"],
             model=row.get("price_model") or row["model"],
-            service_tier=row["service_tier"],
+            service_tier=tier_with(row["service_tier"], _facts(breakdown)),
             at=_EPOCH + timedelta(milliseconds=row["priced_at_ms"] or 0),
             position=position,
             byok=row["provider_key_type"] == "unmanaged",
@@ -58,7 +64,7 @@ class Rating:
             "position_lo": charge.position_lo,
             "position_hi": charge.position_hi,
             "breakdown": breakdown_text(
-                charge, cost, price_model=row.get("price_model"), unseen=json.loads(row["breakdown"]).get("unseen", ())
+                charge, cost, price_model=row.get("price_model"), unseen=breakdown.get("unseen", ()), facts=_facts(breakdown)
             ),
         }
 
@@ -77,7 +83,7 @@ class Rating:
                 row["breakdown"].get("model") or row["model"],
                 usage,
                 at=row["priced_at"],
-                service_tier=row["service_tier"],
+                service_tier=tier_with(row["service_tier"], _facts(row["breakdown"])),
             )
         meter = await self._version(row["meter_version"]) if row["meter_version"] is not None else None
         byok = row["provider_key_type"] == "unmanaged"

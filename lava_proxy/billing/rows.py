@@ -13,7 +13,7 @@ import orjson
 
 from lava_proxy.domain.catalog import Grant
 from lava_proxy.domain.fees import Charge
-from lava_proxy.domain.prices import Cost
+from lava_proxy.domain.prices import Cost, Facts
 
 
 def _plain(value: Any) -> Any:
@@ -139,11 +139,13 @@ def breakdown_text(
     price_model: str | None = None,
     unpriced: bool = False,
     unseen: Sequence[str] = (),
+    facts: Facts = (),
 ) -> str:
     """How the charge and the cost came about: {"charge": [[tier start, rate, units, nanos]], "cost": [[unit, quantity]]}.
 
     `price_model` (shown as "model"): whose price was used, where the row's model has none. `unpriced`: used, but not charged,
-    because no price was known. `unseen`: what was used beside what the charge is made of.
+    because no price was known. `unseen`: what was used beside what the charge is made of. `facts`: what the price depended on,
+    beside model, tier and time.
     """
     found: dict[str, Any] = {}
     if charge.breakdown or cost is not None:
@@ -151,6 +153,8 @@ def breakdown_text(
         found["cost"] = [[line.unit, line.quantity] for line in cost.lines] if cost is not None else []
         if price_model is not None:
             found["model"] = price_model
+        if facts:
+            found["facts"] = dict(facts)
     elif unpriced:
         found["unpriced"] = True
     if unseen:

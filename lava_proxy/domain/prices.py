@@ -7,14 +7,16 @@ products and is rounded once, at its end. The denominator keeps every usual quot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from decimal import ROUND_HALF_EVEN, Context, Decimal
+from fractions import Fraction
 from typing import NamedTuple, Protocol
 
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX, NANOS_PER_USD, Nanos, round_half_even
-from lava_proxy.domain.usage import Usage
+from lava_proxy.domain.usage import TOKEN_KEYS, Usage
 
 COST_DENOMINATOR = 3_600_000_000
 TICKS_PER_NANO = 10  # xAI's cost_in_usd_ticks counts 1e-10 USD
@@ -40,6 +42,8 @@ QUOTED_PER: Mapping[str, int] = {
     "citation_tokens": 1_000_000,
     "input_characters": 1_000_000,
     "audio_seconds": 3_600_000_000,
+    "video_seconds": 1_000_000,  # quoted by the second
+    "predict_seconds": 1_000_000,
     "pages_processed": 1_000,
     "search_units": 1_000,
     "web_search_requests": 1_000,
@@ -50,7 +54,18 @@ QUOTED_PER: Mapping[str, int] = {
 PLAIN_UNITS = frozenset({"input_tokens", "cached_input_tokens", "cache_write_tokens", "cache_write_1h_tokens", "output_tokens"})
 # Which unit of a usage counts web searches: what the provider reports first, then counts of items in the body.
 WEB_SEARCH_UNITS = ("web_search_requests", "web_search_calls", "google_search_queries", "num_search_queries")
-FLAT_UNITS = ("input_characters", "pages_processed", "search_units", "file_search_calls", "images")
+FLAT_UNITS = (
+    "input_characters",
+    "pages_processed",
+    "search_units",
+    "file_search_calls",
+    "images",
+    "video_seconds",
+    "predict_seconds",
+)
+SECONDS = frozenset({"audio_seconds", "video_seconds", "predict_seconds"})
+SURCHARGED = (*WEB_SEARCH_UNITS, "file_search_calls", "code_interpreter_calls")
+"""Tools that are billed beside the tokens; one that a price has no rate for makes the cost too low."""
 INPUT_MODALITIES = ("audio", "image", "video")
 OUTPUT_SUBSETS = (
     "output_audio_tokens",
@@ -162,6 +177,52 @@ def _compile_rates(quotes: Mapping[str, int]) -> Rates:
     )
 
 
+def scaled(price: ModelPrice, times: Fraction) -> ModelPrice:
+    """The price with every rate of a token multiplied; what is billed by the piece stays."""
+
+    def product(rate: int) -> int:
+        return round_half_even(rate * times.numerator, times.denominator)
+
+    def rates(one: Rates) -> Rates:
+        return Rates(
+            input=product(one.input),
+            cached=product(one.cached),
+            cache_write=product(one.cache_write),
+            cache_write_1h=product(one.cache_write_1h),
+            output=product(one.output),
+            special={unit: product(rate) if unit.endswith("_tokens") else rate for unit, rate in one.special.items()},
+        )
+
+    brackets = tuple((start, rates(above)) for start, above in price.brackets)
+    return replace(price, base=rates(price.base), brackets=brackets)
+
+
+Facts = tuple[tuple[str, str], ...]
+"""What a price depends on beside model, tier and time, as (name, value), sorted: ("inference_geo", "us"), ("size", "1024x1792")."""
+
+_FACT = re.compile(r"[a-z0-9][a-z0-9._:-]{0,31}")
+_NEUTRAL = frozenset({("speed", "standard"), ("inference_geo", "global"), ("inference_geo", "not_available")})
+
+
+def facts_of(*named: Mapping[str, object] | Facts) -> Facts:
+    """Facts from names and values, later ones winning; what is no short plain word, or means the usual price, is left out."""
+    found = {name: value.lower() for some in named for name, value in dict(some).items() if isinstance(value, str)}
+    return tuple(sorted(pair for pair in found.items() if _FACT.fullmatch(pair[1]) and pair not in _NEUTRAL))
+
+
+def tier_with(service_tier: str | None, facts: Facts) -> str | None:
+    """A service tier and facts as the one text that price sources and books know them by: `flex;speed=fast`."""
+    return ";".join([service_tier or "", *(f"{name}={value}" for name, value in facts)]) if facts else service_tier
+
+
+def tier_and_facts(tier: str | None) -> tuple[str | None, Facts]:
+    """The two parts of `tier_with`."""
+    if tier is None or ";" not in tier:
+        return tier, ()
+    plain, *pairs = tier.split(";")
+    return plain or None, tuple((name, value) for name, _, value in (pair.partition("=") for pair in pairs))
+
+
 def cost(price: ModelPrice, usage: Usage) -> Cost:
     """The provider's cost of a usage. Never negative: what contradicts itself is clamped and flagged."""
     units = usage.units
@@ -222,6 +283,10 @@ def _sum(lines: list[CostLine], anomaly: bool, uncovered: bool) -> Cost:
 
 def _is_uncovered(price: ModelPrice, usage: Usage, read: int, generated: int) -> bool:
     quoted = price.quoted
+    if len(usage.units) > len(TOKEN_KEYS) and any(
+        usage.count(unit) > 0 and ("web_search_requests" if unit in WEB_SEARCH_UNITS else unit) not in quoted for unit in SURCHARGED
+    ):
+        return True
     if (read or generated) and "input_tokens" in quoted and (not generated or "output_tokens" in quoted):
         return False
     reported = {unit for unit in quoted if _quantity(usage, unit) > 0}
@@ -244,8 +309,8 @@ def _quantity(usage: Usage, unit: str) -> int:
     """A unit's amount as rates count it: an integer, seconds in microseconds, nothing negative."""
     if unit == "requests":
         return 1
-    if unit == "audio_seconds":
-        return max(0, microseconds(usage, "audio_seconds"))
+    if unit in SECONDS:
+        return max(0, microseconds(usage, unit))
     if unit == "web_search_requests":
         return next((usage.count(name) for name in WEB_SEARCH_UNITS if usage.count(name) > 0), 0)
     return max(0, usage.count(unit))
@@ -391,7 +456,7 @@ class PriceSource(Protocol):
     """Where a price book looks a price up the first time it is asked for."""
 
     def dated(self, price_id: str, model: str, service_tier: str | None, at: datetime) -> DatedPrice:
-        """The price in force at an aware UTC time; DatedPrice(None) when the model is unknown."""
+        """The price in force at an aware UTC time; DatedPrice(None) when the model is unknown. The tier may carry facts."""
 
 
 class PriceBook:
@@ -403,7 +468,7 @@ class PriceBook:
         self._memo: dict[tuple[str, str, str | None], DatedPrice] = {}
 
     def price_for(self, price_id: str, model: str, *, at: datetime, service_tier: str | None = None) -> ModelPrice | None:
-        """The price in force at `at` (aware, UTC), or None when the model is unpriced."""
+        """The price in force at `at` (aware, UTC), or None when the model is unpriced. `service_tier`: see `tier_with`."""
         key = (price_id, model, service_tier)
         found = self._memo.get(key)
         if found is None or not _holds(found, at):

@@ -94,6 +94,7 @@ class Reading:
     model: str | None = None  # as the response names it
     response_id: str | None = None  # the provider's own id
     service_tier: str | None = None  # as the response names it; picks the price
+    facts: tuple[tuple[str, str], ...] = ()  # what the response says that its price depends on: (("speed", "fast"),)
     terminal: bool = False  # the family's own end was seen ([DONE], message_stop, response.completed, whole JSON ...)
     error: bool = False  # an in-band error event or object was seen
     output_text_bytes: int = 0  # generated text relayed so far (UTF-8 bytes after JSON unescaping, approximately)

@@ -13,6 +13,9 @@ from lava_proxy.domain.usage import Usage, token_usage
 from lava_proxy.providers.usage_reader import UsageReader, count, items, mapping, present, text_values
 from lava_proxy.wire import json_scan
 
+_FACTS = ("inference_geo", "speed")
+"""Where it ran and how fast: both have prices of their own. https://platform.claude.com/docs/en/about-claude/pricing"""
+
 _MARKS = (b"message_start", b"message_delta", b"message_stop", b'"error"')
 
 
@@ -59,6 +62,7 @@ class MessagesReader(UsageReader):
             return
         self._merged = {**self._merged, **{key: value for key, value in raw_usage.items() if value is not None}}
         self.usage = self.read_usage(self._merged)
+        self.facts = tuple((name, value) for name in _FACTS if isinstance(value := self._merged.get(name), str))
         self.identify(None, None, self._merged.get("service_tier"))
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:

@@ -71,6 +71,8 @@ class Call:
     billable: bool = True  # False: free endpoints (models, moderations, count_tokens ...)
     ceiling: Usage = field(default_factory=Usage)  # the most it can use, for the hold
     asked: Usage = field(default_factory=Usage)  # what the request itself counts, taken where the response says nothing
+    service_tier: str | None = None  # as asked for; the response says which one it was given
+    facts: tuple[tuple[str, str], ...] = ()  # what else the price depends on, as asked for: (("size", "1024x1792"),)
     deferred: bool = False  # starts or fetches a job whose usage is seen when it is fetched: leaving does not stop its bill
     open_ended: bool = False  # a stream of tokens without a limit of its own: it can outgrow its ceiling
 

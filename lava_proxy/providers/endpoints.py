@@ -36,7 +36,9 @@ TOKEN_APIS = frozenset(
 )
 """Billed by the token, asked with a JSON object."""
 
-MEDIA_APIS = frozenset({"images", "imagen", "speech", "sound", "transcriptions", "translations", "listen", "rerank", "ocr"})
+MEDIA_APIS = frozenset(
+    {"images", "imagen", "videos", "speech", "sound", "transcriptions", "translations", "listen", "rerank", "ocr"}
+)
 """Billed by the image, character, second, page or document as well, asked with JSON, a form or the audio itself."""
 
 FETCH_APIS = frozenset({"responses_retrieve", "predictions_retrieve"})
@@ -50,6 +52,7 @@ _GOOGLE_METHODS = {
     "embedContent": "embedContent",
     "batchEmbedContents": "embedContent",
     "predict": "predict",
+    "predictLongRunning": "videos",
     "countTokens": "count_tokens",
     "computeTokens": "count_tokens",
 }
@@ -89,6 +92,8 @@ _SUFFIXES = (
     ("/images/edits", "images"),
     ("/images/variations", "images"),
     ("/images", "images"),
+    ("/videos", "videos"),
+    ("/videos/generations", "videos"),
     ("/audio/speech", "speech"),
     ("/v1/tts", "speech"),
     ("/v1/speak", "speech"),
@@ -112,6 +117,7 @@ _THREAD_RUNS = re.compile(r"/threads/[^/]+/runs(?:/[^/]+/submit_tool_outputs)?$"
 _REPLICATE_MODEL = re.compile(r"/(?:models|deployments)/([^/]+/[^/]+)/predictions$")
 _RESPONSE_ITEM = re.compile(r"/responses/[^/]+$")
 _PREDICTION_ITEM = re.compile(r"/predictions/[^/]+$")
+_VIDEO_REMIX = re.compile(r"/videos/[^/]+/remix$")
 _CANCEL = re.compile(r"/(responses|predictions)/[^/]+/cancel$")
 _GOOGLE_CALL = re.compile(r"/([^/]+?)(?::|%3[Aa])([A-Za-z]+)$")
 _MODEL_ID_MAX = 256
@@ -151,6 +157,8 @@ def endpoint_of(method: str, path: str, query: str) -> Endpoint:
         return Endpoint(api="predictions", model=replicate[1][:_MODEL_ID_MAX])
     if _THREAD_RUNS.search(path):
         return Endpoint(api="runs")
+    if _VIDEO_REMIX.search(path):
+        return Endpoint(api="videos")
     cancelled = _CANCEL.search(path)
     if cancelled is not None:
         return Endpoint(api=f"{cancelled[1]}_retrieve", stream=False)

@@ -17,6 +17,7 @@ from math import ceil
 from typing import Any
 from urllib.parse import parse_qsl
 
+from lava_proxy.domain.prices import Facts, facts_of
 from lava_proxy.domain.usage import Usage, token_usage
 from lava_proxy.providers.ceilings import IMAGE_TOKENS, INPUT_TOKENS_MAX, text_and_media
 from lava_proxy.providers.endpoints import Endpoint
@@ -53,6 +54,22 @@ https://platform.openai.com/docs/guides/image-generation"""
 IMAGE_OUTPUT_TOKENS = 1_056
 """The same, square at medium quality."""
 
+IMAGE_TOKENS_OF = {
+    (quality, size): tokens
+    for quality, counts in {"low": (272, 408, 400), "medium": (1_056, 1_584, 1_568), "high": (4_160, 6_240, 6_208)}.items()
+    for size, tokens in zip(("1024x1024", "1024x1536", "1536x1024"), counts, strict=True)
+}
+"""The same, by quality and size: what an answer that does not report its tokens is taken to be."""
+
+VIDEO_SECONDS = 8
+"""Veo's, where a request does not say. https://ai.google.dev/gemini-api/docs/video"""
+
+VIDEO_SECONDS_OPENAI = 4
+VIDEO_SECONDS_OPENAI_MAX = 12
+"""Sora's, where a request does not say (a remix is as long as its original); the answer says it.
+https://platform.openai.com/docs/api-reference/videos/create"""
+
+VIDEO_SECONDS_MAX = 600
 IMAGES_MAX = 128
 IMAGEN_IMAGES = 4  # where a request does not say how many
 PAGE_BYTES_MIN = 4_096
@@ -67,6 +84,8 @@ DOCUMENT_BYTES = 1_000
 """A search is a query and up to 100 documents; a document above 500 tokens counts as several.
 https://docs.cohere.com/docs/rerank-overview"""
 
+_SIZED_APIS = frozenset({"images", "imagen", "videos"})
+_FACTS = frozenset({"size", "quality", "resolution"})
 _AUDIO_TYPES = ("audio/", "video/", "application/octet-stream")
 _FORM_TYPE = "multipart/"
 _MODEL_KEYS = ("model", "model_id")
@@ -82,6 +101,7 @@ class MediaRequest:
     stream: bool
     ceiling: Usage
     asked: Usage
+    facts: Facts = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +125,13 @@ def media_request(endpoint: Endpoint, query: str, content_type: str, body: bytes
         stream=endpoint.stream or stream is True or stream == "true" or form.fields.get("stream_format") == "sse",
         ceiling=ceiling,
         asked=asked,
+        facts=facts_of(_priced_by(form)) if endpoint.api in _SIZED_APIS else (),
     )
+
+
+def _priced_by(form: _Form) -> Mapping[str, object]:
+    """Size, quality and resolution, wherever the API keeps them."""
+    return {name: value for name, value in {**form.fields, **mapping(form.fields.get("parameters"))}.items() if name in _FACTS}
 
 
 def _form(query: str, content_type: str, body: bytes) -> _Form:
@@ -187,6 +213,7 @@ def _encoded_audio(form: _Form) -> list[memoryview]:
 
 def _images(form: _Form) -> tuple[Usage, Usage]:
     images = _number(form.fields.get("n"), 1)
+    each = IMAGE_TOKENS_OF.get((str(form.fields.get("quality")), str(form.fields.get("size"))), IMAGE_OUTPUT_TOKENS)
     prompt = form.fields.get("prompt")
     if form.is_json:
         text_bytes, media_tokens = text_and_media(form.body, form.fields)
@@ -194,7 +221,7 @@ def _images(form: _Form) -> tuple[Usage, Usage]:
         text_bytes = len(prompt.encode("utf-8", "replace")) if isinstance(prompt, str) else 0
         media_tokens = len(form.files) * IMAGE_TOKENS
     # Pictures to be edited are read at high fidelity: up to four times what a chat makes of them.
-    read, most, likely = media_tokens * 4, images * IMAGE_OUTPUT_TOKENS_MAX, images * IMAGE_OUTPUT_TOKENS
+    read, most, likely = media_tokens * 4, images * IMAGE_OUTPUT_TOKENS_MAX, images * each
     return (
         token_usage(
             min(text_bytes // 2 + 64 + read, INPUT_TOKENS_MAX),
@@ -211,6 +238,19 @@ def _images(form: _Form) -> tuple[Usage, Usage]:
             images=images,
         ),
     )
+
+
+def _video(form: _Form) -> tuple[Usage, Usage]:
+    """Seconds: a video is billed when it is ordered, by its length. OpenAI's `seconds`, xAI's `duration`, Veo's parameters."""
+    parameters = mapping(form.fields.get("parameters"))
+    named = form.fields.get("seconds") or form.fields.get("duration") or parameters.get("durationSeconds")
+    videos = _number(parameters.get("sampleCount"), 1)
+    seconds = min(
+        _number(named, VIDEO_SECONDS if parameters or "instances" in form.fields else VIDEO_SECONDS_OPENAI), VIDEO_SECONDS_MAX
+    )
+    length = Usage({"video_seconds": seconds * videos})
+    most = Usage({"video_seconds": (seconds if named else VIDEO_SECONDS_OPENAI_MAX) * videos})
+    return most, length
 
 
 def _imagen(form: _Form) -> tuple[Usage, Usage]:
@@ -280,6 +320,7 @@ _QUANTITIES = {
     "listen": _listening,
     "images": _images,
     "imagen": _imagen,
+    "videos": _video,
     "ocr": _ocr,
     "rerank": _rerank,
 }

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from lava_proxy.domain.errors import CallerError
+from lava_proxy.domain.prices import facts_of
 from lava_proxy.domain.usage import Provenance, Usage, token_usage
 from lava_proxy.providers.base import Call, Meter, Provider, Relay
 from lava_proxy.providers.body_meter import BodyMeter, FixedMeter
@@ -25,6 +26,7 @@ from lava_proxy.wire import json_scan
 
 _NEEDS_MODEL = frozenset({"chat", "completions", "responses", "embeddings", "messages"})
 _MODEL_BYTES_MAX = 256
+_PRICED_BY = ("inference_geo", "speed")  # Anthropic's
 
 _OPAQUE_TYPES = ("audio/", "image/", "video/", "application/octet-stream")
 
@@ -65,6 +67,8 @@ class ModelApis:
             body=body if spliced is None else spliced,
             spliced=spliced is not None,
             ceiling=ceiling(endpoint.api, body, document, self._default_output_tokens_max),
+            service_tier=_service_tier(document),
+            facts=facts_of({name: document.get(name) for name in _PRICED_BY}),
             deferred=endpoint.api == "predictions" or (endpoint.api == "responses" and document.get("background") is True),
             open_ended=stream and not names_a_limit(endpoint.api, document),
         )
@@ -95,6 +99,12 @@ class ModelApis:
     def relay(self, call: Call) -> Relay | None:
         """The filter for the chunk that we asked for."""
         return UsageChunkFilter() if call.spliced else None
+
+
+def _service_tier(document: Mapping[str, Any]) -> str | None:
+    """The tier that is asked for by name; "auto" and "default" leave it to the provider."""
+    tier = document.get("service_tier")
+    return tier[:64] if isinstance(tier, str) and tier not in ("", "auto", "default", "standard", "standard_only") else None
 
 
 def _json_object(endpoint: Endpoint, content_type: str, body: bytes) -> Mapping[str, Any] | None:
@@ -130,6 +140,7 @@ def _media_call(endpoint: Endpoint, query: str, content_type: str, body: bytes) 
         billable=endpoint.billable,
         ceiling=request.ceiling,
         asked=request.asked,
+        facts=request.facts,
     )
 
 

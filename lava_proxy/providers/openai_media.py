@@ -83,6 +83,7 @@ class ImagesReader(MediaReader):
 
     def _read(self, body: Mapping[str, Any], raw: bytes) -> None:
         super()._read(body, raw)
+        self.facts = tuple((name, value) for name in ("size", "quality") if isinstance(value := body.get(name), str)) or self.facts
         is_image = str(body.get("type")).endswith(".completed")
         self._images(max(len(items(body.get("data"))), self.marks, 1 if is_image else 0))
 

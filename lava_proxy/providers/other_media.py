@@ -1,4 +1,4 @@
-"""Small APIs of one answer each: Deepgram's listen, Mistral's OCR, reranking, Replicate's predictions."""
+"""Small APIs of one answer each: Deepgram's listen, Mistral's OCR, reranking, Replicate's predictions, ordered videos."""
 
 from __future__ import annotations
 
@@ -119,6 +119,22 @@ class PredictionReader(_DocumentReader):
         units.update(present(predict_seconds=length, images=images))
         self.usage = Usage(units) if units else None
         self.final = bool(units) and document.get("status") in (None, "succeeded", "failed", "canceled", "aborted")
+
+
+class VideoReader(_DocumentReader):
+    """A video that was ordered: OpenAI's answer names its seconds and size; Veo's only the operation, so the request counts.
+
+    https://platform.openai.com/docs/api-reference/videos/object
+    """
+
+    def document(self, document: Mapping[str, Any], raw: bytes) -> None:
+        self.identify(document.get("model"), document.get("id") or document.get("name"))
+        self.error = bool(document.get("error"))
+        named = document.get("seconds")
+        length = seconds(int(named) if isinstance(named, str) and named.isascii() and named.isdigit() and len(named) < 6 else named)
+        self.facts = tuple((name, value) for name in ("size", "quality") if isinstance(value := document.get(name), str))
+        if length is not None and not self.error:
+            self.usage, self.final = Usage({"video_seconds": length}), True
 
 
 def _tokens(metrics: Mapping[str, Any]) -> Mapping[str, Any]:

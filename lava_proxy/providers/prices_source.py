@@ -11,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Decimal
+from decimal import ROUND_HALF_EVEN, Decimal, InvalidOperation
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from lava_proxy.domain.money import NANOS_PER_USD, parse_usd
-from lava_proxy.domain.prices import DatedPrice, ModelPrice, PriceBook, compile_price
+from lava_proxy.domain.prices import DatedPrice, Facts, ModelPrice, PriceBook, compile_price, facts_of, scaled, tier_and_facts
 
 if TYPE_CHECKING:
     from genai_prices import types as genai
@@ -82,19 +83,36 @@ OVERRIDE_KEYS: Mapping[str, tuple[str, str, str]] = {
     "file_searches_per_1k": ("file_search_calls", "0.001", "10000"),
     "requests_per_1k": ("requests", "0.001", "10000"),
     "images_each": ("images", "0.0001", "100"),
+    "video_per_second": ("video_seconds", "0.0001", "100"),
+    "predict_per_second": ("predict_seconds", "0.000001", "100"),
 }
-OVERRIDE_FIELDS = {"provider", "model", "service_tier", "source", "date", *OVERRIDE_KEYS}
+OVERRIDE_FIELDS = {"provider", "model", "service_tier", "when", "times", "source", "date", *OVERRIDE_KEYS}
+TIMES_MAX = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Override:
-    """One operator's price: `model` is exact, or a prefix when it ends with `*`."""
+    """One operator's price: `model` is exact, or a prefix when it ends with `*`; it holds where all of `when` are facts of a call.
+
+    `times` multiplies the token rates of whatever price is found otherwise; then there is no `price`.
+    """
 
     provider: str
     model: str
     service_tier: str | None
-    price: ModelPrice
+    when: Facts
+    price: ModelPrice | None
+    times: Fraction | None
     canonical: str  # what the price version is hashed over
+
+    def holds(self, price_id: str, name: str, tier: str | None, facts: Facts) -> bool:
+        is_named = name.startswith(self.model[:-1]) if self.model.endswith("*") else name == self.model
+        return is_named and self.provider == price_id and self.service_tier in (tier, None) and set(self.when) <= set(facts)
+
+    @property
+    def rank(self) -> tuple[bool, int, bool, int]:
+        """The more is named, the higher: an exact model, a longer prefix, a tier, more facts."""
+        return not self.model.endswith("*"), len(self.model), self.service_tier is not None, len(self.when)
 
 
 def load_price_book(overrides: Sequence[Mapping[str, Any]] = ()) -> PriceBook:
@@ -116,9 +134,9 @@ def load_price_book(overrides: Sequence[Mapping[str, Any]] = ()) -> PriceBook:
 def parse_overrides(tables: Sequence[Mapping[str, Any]]) -> tuple[Override, ...]:
     """Overrides from parsed TOML. Raises ValueError with a sentence that names the stanza and the field."""
     overrides = tuple(_parse_override(index, table) for index, table in enumerate(tables, start=1))
-    seen: set[tuple[str, str, str | None]] = set()
+    seen: set[tuple[str, str, str | None, Facts, bool]] = set()
     for override in overrides:
-        key = (override.provider, override.model, override.service_tier)
+        key = (override.provider, override.model, override.service_tier, override.when, override.times is not None)
         if key in seen:
             raise ValueError(f"price {override.provider}/{override.model} is given twice")
         seen.add(key)
@@ -140,16 +158,40 @@ def _parse_override(index: int, table: Mapping[str, Any]) -> Override:
     if "*" in table["model"][:-1]:
         raise ValueError(f"{where}: a * is accepted only at the end of model")
     quotes = {OVERRIDE_KEYS[key][0]: _quote(where, key, table[key]) for key in OVERRIDE_KEYS if key in table}
-    if not quotes:
+    times = _times(where, table.get("times"))
+    if not quotes and times is None:
         raise ValueError(f"{where}: gives no rate")
+    if quotes and times is not None:
+        raise ValueError(f"{where}: times multiplies the rates found otherwise, so no rates stand beside it")
     source = f"override: {table['source']} ({table['date']})"
     return Override(
         provider=table["provider"].lower(),
         model=table["model"].lower(),
         service_tier=tier.lower() if tier else None,
-        price=compile_price(table["model"], source, quotes),
+        when=_when(where, table.get("when", {})),
+        price=compile_price(table["model"], source, quotes) if times is None else None,
+        times=times,
         canonical=json.dumps({key: str(value) for key, value in table.items()}, sort_keys=True),
     )
+
+
+def _when(where: str, when: object) -> Facts:
+    """The facts under which a price holds."""
+    if not isinstance(when, dict) or len(facts := facts_of(when)) < len(when):
+        raise ValueError(f'{where}: when names facts of a call that the price depends on, such as {{ size = "1024x1792" }}')
+    return facts
+
+
+def _times(where: str, value: object) -> Fraction | None:
+    if value is None:
+        return None
+    try:
+        times = Fraction(Decimal(value)) if isinstance(value, str) else Fraction(0)
+    except (InvalidOperation, ValueError, OverflowError):
+        times = Fraction(0)
+    if not 0 < times <= TIMES_MAX:
+        raise ValueError(f'{where}: times must be a decimal number above 0 and at most {TIMES_MAX}, in a string, such as "1.1"')
+    return times
 
 
 def _quote(where: str, key: str, value: object) -> int:
@@ -181,38 +223,41 @@ class GenaiSource:
 
     def __init__(self, providers: Sequence[genai.Provider], overrides: Iterable[Override] = ()) -> None:
         self._providers = list(providers)
-        self._exact = {(o.provider, o.model, o.service_tier): o for o in overrides if not o.model.endswith("*")}
-        prefixes = [o for o in overrides if o.model.endswith("*")]
-        # The longest prefix is the most specific; with a tier named before without.
-        self._prefixes = sorted(prefixes, key=lambda o: (-len(o.model), o.service_tier is None))
+        self._overrides = tuple(overrides)
 
     def dated(self, price_id: str, model: str, service_tier: str | None, at: datetime) -> DatedPrice:
-        """The price in force at `at` and its validity: an override by exact name, by longest prefix, then the data."""
+        """The price in force at `at` and its validity: an override by exact name, by longest prefix, then the data.
+
+        Then it is multiplied by what the operator's tables say of these facts.
+        """
         if not model or len(model) > MODEL_CHARS_MAX:
             return DatedPrice(None)
         price_id, name = price_id.lower(), _bare_name(model.lower())
-        tier = service_tier.lower() if service_tier else None
-        override = self._override(price_id, name, tier)
-        if override is not None:
-            return DatedPrice(override.price)
+        tier, facts = tier_and_facts(service_tier.lower() if service_tier else None)
+        holding = [override for override in self._overrides if override.holds(price_id, name, tier, facts)]
+        found = self._unscaled(holding, price_id, name, tier, facts, at)
+        if found.price is None:
+            return found
+        price = found.price
+        for override in holding:
+            if override.times is not None:
+                price = scaled(price, override.times)
+        return replace(found, price=price)
+
+    def _unscaled(
+        self, holding: Sequence[Override], price_id: str, name: str, tier: str | None, facts: Facts, at: datetime
+    ) -> DatedPrice:
+        prices = [override for override in holding if override.price is not None]
+        if prices:
+            return DatedPrice(max(prices, key=lambda override: override.rank).price)
         provider = self._provider(price_id)
         info = provider.find_model(name, all_providers=self._providers) if provider is not None else None
         if provider is None or info is None:
             return DatedPrice(None)
         own = any(info is candidate for candidate in provider.models)
         # A tier's price is the provider's own; a model borrowed from another provider has only its standard one.
-        price = _compile(provider, info, info.get_prices(at, _context(tier) if own else None))
+        price = _compile(provider, info, info.get_prices(at, _context(tier, facts) if own else None))
         return DatedPrice(price, *_validity(info, at))
-
-    def _override(self, price_id: str, name: str, tier: str | None) -> Override | None:
-        found = self._exact.get((price_id, name, tier)) or self._exact.get((price_id, name, None))
-        if found is not None:
-            return found
-        for override in self._prefixes:
-            if override.provider == price_id and override.service_tier in (tier, None):
-                if name.startswith(override.model[:-1]):
-                    return override
-        return None
 
     def _provider(self, price_id: str) -> genai.Provider | None:
         for provider in self._providers:
@@ -233,16 +278,16 @@ def _bare_name(model: str) -> str:
     return model
 
 
-def _context(tier: str | None) -> dict[str, str] | None:
+def _context(tier: str | None, facts: Facts) -> dict[str, str] | None:
     """genai-prices' request context for a response's tier: a batch is a way of processing, "fast" also a speed."""
-    if tier is None:
-        return None
-    context = {"service_tier": tier}
+    context = dict(facts)
+    if tier is not None:
+        context["service_tier"] = tier
     if tier == "batch":
         context["processing"] = "batch"
     if tier == "fast":
         context["speed"] = "fast"
-    return context
+    return context or None
 
 
 def _compile(provider: genai.Provider, info: genai.ModelInfo, prices: genai.ModelPrice) -> ModelPrice | None:

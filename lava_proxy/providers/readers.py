@@ -14,7 +14,7 @@ from lava_proxy.providers.openai_chat import ChatReader, CompletionsReader, Dial
 from lava_proxy.providers.openai_media import ImagesReader, SpeechReader, TranscriptionReader
 from lava_proxy.providers.openai_responses import ResponsesReader
 from lava_proxy.providers.openai_runs import RunsReader
-from lava_proxy.providers.other_media import ListenReader, OcrReader, PredictionReader, RerankReader
+from lava_proxy.providers.other_media import ListenReader, OcrReader, PredictionReader, RerankReader, VideoReader
 from lava_proxy.providers.usage_reader import UsageReader
 from lava_proxy.providers.watsonx import GenerationReader
 
@@ -49,6 +49,7 @@ _READERS: Mapping[str, Callable[[], UsageReader]] = {
     "predictions": PredictionReader,
     "predictions_retrieve": PredictionReader,
     "images": ImagesReader,
+    "videos": VideoReader,
     "speech": SpeechReader,
     "transcriptions": TranscriptionReader,
     "translations": TranscriptionReader,

@@ -69,6 +69,7 @@ class UsageReader:
         self.service_tier: str | None = None
         self.terminal = False
         self.error = False
+        self.facts: tuple[tuple[str, str], ...] = ()
         self.deferred = False
         self.unseen: tuple[str, ...] = ()
         self.header_usage: Usage | None = None  # what the response's head reports, used where its body does not
@@ -142,6 +143,7 @@ class UsageReader:
             error=self.error,
             output_text_bytes=output_text_bytes,
             output_text_sample=output_text_sample,
+            facts=self.facts,
             deferred=self.deferred,
             unseen=self.unseen,
         )

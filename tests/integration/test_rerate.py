@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from lava_proxy import telemetry
+from lava_proxy.billing.charging import Charging
 from lava_proxy.billing.rating import Rating
 from lava_proxy.domain.prices import DatedPrice, PriceBook, compile_price
 from lava_proxy.domain.usage import Outcome, Usage, token_usage
 from lava_proxy.workers.audit import DIFFERENCES_MAX, rerate
 from tests.billing_world import RESERVE, World
-from tests.charging_world import PROVIDER, USD, Till, call, done
+from tests.charging_world import NOW, PROVIDER, USD, Till, call, done
 from tests.charging_world import till as make_till
 
 FUNDS = 1_000 * USD
@@ -81,6 +82,32 @@ async def test_every_row_of_a_random_history_is_found_as_it_is_stored(till: Till
     found = {row["provenance"] for row in await till.world.fetch("SELECT DISTINCT provenance FROM request")}
     assert found == {"provider_final", "estimated", "none"}
     await till.world.clean_audit()
+
+
+async def test_the_facts_a_price_depended_on_stand_on_the_row(till: Till) -> None:
+    """I28: a call that ran fast is rated again at the fast price, also from a checkpoint that is priced for another position."""
+
+    class Fast:
+        def dated(self, price_id: str, model: str, service_tier: str | None, at: datetime) -> DatedPrice:
+            rate = 6 * USD if service_tier == ";speed=fast" else USD
+            return DatedPrice(compile_price(model, "test", {"input_tokens": rate, "output_tokens": rate}))
+
+    book = PriceBook("facts-1", Fast())
+    till = replace(
+        till, prices=book, charging=Charging(till.world.balances, book, RESERVE, till.tally, lambda: NOW),
+        rating=Rating(till.world.catalog, book, {"test": "test"}),
+    )  # fmt: skip
+    wallet_id = await till.world.wallet(FUNDS)
+    grant = till.grant(wallet_id, await till.percentage())
+    asked = call(facts=(("speed", "fast"),))
+    assert (await till.reserve(grant, asked)).amount_nanos > 4 * (await till.reserve(grant, call())).amount_nanos
+    assert await till.charge(grant, done(1_000, 0, facts=(("speed", "fast"),)), asked) == 1_000 * 6_000 * 12 // 10
+    assert await till.charge(grant, done(1_000, 0, facts=(("speed", "standard"),)), asked) == 1_000 * 1_000 * 12 // 10
+    await till.world.flush()
+    rows = await till.world.fetch("SELECT breakdown FROM request ORDER BY wseq")
+    assert [row["breakdown"].get("facts") for row in rows] == [{"speed": "fast"}, None]
+    report = await rerate(till.world.ledger, till.rating)
+    assert (report.as_dict()["met"], report.rows) == (True, 2)
 
 
 async def test_a_row_that_was_tampered_with_is_named_with_both_amounts(till: Till) -> None:

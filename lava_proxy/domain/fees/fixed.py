@@ -9,7 +9,7 @@ from typing import assert_never
 from lava_proxy.domain.catalog import MICROSECONDS_PER_MINUTE, MeterVersion, TierType
 from lava_proxy.domain.fees.charge_lines import NOTHING, Charge, ChargeLine, charge_of, span, split
 from lava_proxy.domain.money import Nanos, round_half_even
-from lava_proxy.domain.prices import WEB_SEARCH_UNITS, Cost, microseconds
+from lava_proxy.domain.prices import SURCHARGED, Cost, microseconds
 from lava_proxy.domain.usage import Usage
 
 UNITS_PER_RATE: Mapping[TierType, int] = {
@@ -19,8 +19,11 @@ UNITS_PER_RATE: Mapping[TierType, int] = {
     "requests": 1,
 }
 
-_BY_THE_PIECE = (*WEB_SEARCH_UNITS, "file_search_calls", "image_generation_calls")
-_WHOLE_WORK = ("input_tokens", "output_tokens", "input_characters", "audio_seconds", "images", "pages_processed", "search_units")
+_BY_THE_PIECE = (*SURCHARGED, "image_generation_calls")
+_WHOLE_WORK = (
+    "input_tokens", "output_tokens", "input_characters", "audio_seconds", "video_seconds", "predict_seconds", "images",
+    "pages_processed", "search_units",
+)  # fmt: skip
 
 
 def fixed_units(meter: MeterVersion, usage: Usage) -> int:
@@ -34,7 +37,7 @@ def fixed_units(meter: MeterVersion, usage: Usage) -> int:
         case "minutes":
             if "input_seconds" in usage.units or "output_seconds" in usage.units:
                 return max(0, microseconds(usage, "input_seconds")) + max(0, microseconds(usage, "output_seconds"))
-            return max(0, microseconds(usage, "audio_seconds"))
+            return max(0, microseconds(usage, "audio_seconds")) + max(0, microseconds(usage, "video_seconds"))
         case "requests":
             return 1
         case _:
