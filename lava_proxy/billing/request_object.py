@@ -80,6 +80,7 @@ def _present(row: Mapping[str, Any], version: MeterVersion | None) -> dict[str, 
         "product_id": row["meter_id"],
         "model": row["model"],
         "response_id": row["response_id"],
+        "spend_key_id": row["spend_key_id"],
     }
     return {key: value for key, value in optional.items() if value is not None}
 

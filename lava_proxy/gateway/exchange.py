@@ -72,9 +72,9 @@ class Exchange:
     __slots__ = (
         "_body_done", "_breaker_key", "_broken", "_carries_events", "_commented_at", "_context", "_done", "_drained_bytes",
         "_dry_at", "_dry_bytes", "_ended_ns", "_first_byte_ns", "_framing", "_head_sent", "_hold", "_instead", "_is_early",
-        "_is_trial", "_look_at", "_loop", "_may_comment", "_out", "_relay", "_relayed", "_reply_keep_alive", "_sent_at", "_sent_ns",
-        "_started_ns", "active", "client", "client_left", "connection", "deadline", "delivered", "leased_at", "meter", "outcome",
-        "quiet_since", "request", "request_id", "status", "target",
+        "_is_lines", "_is_trial", "_look_at", "_loop", "_may_comment", "_out", "_relay", "_relayed", "_reply_keep_alive",
+        "_sent_at", "_sent_ns", "_started_ns", "active", "client", "client_left", "connection", "deadline", "delivered",
+        "leased_at", "meter", "outcome", "quiet_since", "request", "request_id", "status", "target",
     )  # fmt: skip
 
     def __init__(self, context: Context, client: Downstream, request: Request) -> None:
@@ -107,6 +107,7 @@ class Exchange:
         self._relayed = 0  # body bytes
         self._look_at = NEVER  # relayed bytes at which something other than relaying is due: see `_look`
         self._carries_events = False  # can an event of ours be written into this body
+        self._is_lines = False  # and is an event of it a line of JSON
         self._dry_at = 0.0  # when the balance could not follow any more; 0 = it can
         self._dry_bytes = 0
         self._may_comment = False
@@ -370,7 +371,7 @@ class Exchange:
     def _end_dry(self, hold: Hold, data: bytes) -> bool:
         """End the stream with its family's own error, at the end of an event; False while it is inside one."""
         client = self.client
-        end = endings.whole_events(data) if self._carries_events else 0
+        end = endings.whole_events(data, is_lines=self._is_lines) if self._carries_events else 0
         self._dry_bytes += len(data)
         if not end and self._dry_bytes < _DRY_BYTES_MAX and client is not None:
             return False
@@ -388,7 +389,7 @@ class Exchange:
 
     def _end_with(self, hold: Hold, error: bytes) -> None:
         dialect = hygiene.dialect_of(self.target, self.request.headers, self.request.target)
-        self._put(endings.error_event(endings.style_of(hold.call.api, dialect), error))
+        self._put(endings.error_event(endings.style_of(hold.call.api, dialect, is_lines=self._is_lines), error))
         if self._framing == "chunked":
             self._out.append(b"0\r\n\r\n")
         if not self._reply_keep_alive:
@@ -486,6 +487,7 @@ class Exchange:
             self._framing, length = "chunked", None
         self._reply_keep_alive = keep_alive
         self._carries_events = self._framing != "length" and endings.may_carry_event(content_type, content_encoding)
+        self._is_lines = endings.carries_lines(content_type)
         if self.request_id:
             head = hygiene.response_head(
                 status, reason, headers, self.request_id, body=self._framing, body_length=length, keep_alive=keep_alive

@@ -42,7 +42,8 @@ HIDDEN_PROMPT_TOKENS = 1_024
 
 CHOICES_MAX = 128
 
-_NO_OUTPUT = frozenset({"embeddings", "embedContent", "predict", "embed", "ollama_embed", "watsonx_embeddings"})
+EMBEDDING_APIS = frozenset({"embeddings", "embedContent", "predict", "embed", "ollama_embed", "watsonx_embeddings"})
+"""They generate nothing."""
 
 _NESTED_LIMITS = {
     "complete": (),
@@ -91,13 +92,13 @@ def ceiling(api: str, body: bytes, document: Mapping[str, Any], default_output_t
 
 def names_a_limit(api: str, document: Mapping[str, Any]) -> bool:
     """Does the request itself bound its output (or can it have none)?"""
-    return api in _NO_OUTPUT or _output_tokens(api, document, 0) > 0
+    return api in EMBEDDING_APIS or _output_tokens(api, document, 0) > 0
 
 
 def likely_input_tokens(body: bytes) -> int:
     """About how many tokens a request's body is, with no allowances, for an estimate. 0 when it is no JSON object."""
     document: object = {}
-    if _may_hold_media(body):
+    if may_hold_media(body):
         document = json_scan.loads(body)
     if not isinstance(document, dict) or body.lstrip()[:1] != b"{":
         return 0
@@ -106,7 +107,7 @@ def likely_input_tokens(body: bytes) -> int:
 
 
 def _output_tokens(api: str, document: Mapping[str, Any], default: int) -> int:
-    if api in _NO_OUTPUT:
+    if api in EMBEDDING_APIS:
         return 0
     if api in ("generateContent", "streamGenerateContent"):
         config = mapping(document.get("generationConfig") or document.get("generation_config"))
@@ -151,8 +152,8 @@ def _is_plain_chat(document: Mapping[str, Any]) -> bool:
     return True
 
 
-def _may_hold_media(body: bytes) -> bool:
-    """Seven plain searches in a row: a loop over them costs more than they do."""
+def may_hold_media(body: bytes) -> bool:
+    """May a body hold anything but text? Seven plain searches in a row: a loop over them costs more than they do."""
     return (
         b"image" in body
         or b"nline" in body
@@ -166,7 +167,7 @@ def _may_hold_media(body: bytes) -> bool:
 
 def text_and_media(body: bytes, document: Mapping[str, Any]) -> tuple[int, int]:
     """(bytes of text, tokens of media) in the body."""
-    if _is_plain_chat(document) or not _may_hold_media(body):
+    if _is_plain_chat(document) or not may_hold_media(body):
         return len(body), 0
     media_bytes, media_tokens = _media(document)
     return max(len(body) - media_bytes, 0), media_tokens
@@ -185,13 +186,18 @@ def _media(document: Mapping[str, Any]) -> tuple[int, int]:
         elif isinstance(value, list):
             pending.extend((key, item, is_image) for item in value)
         elif isinstance(value, str):
-            if value.startswith("data:") or (len(value) >= _BASE64_BYTES_MIN and _BASE64.match(value)):
+            if is_encoded_media(value):
                 media_bytes += len(value)
                 is_picture = is_image or value.startswith("data:image/")
                 media_tokens += IMAGE_TOKENS if is_picture else len(value) * 3 // 4 // MEDIA_BYTES_PER_TOKEN + 1
             elif key in _URL_KEYS:
                 media_tokens += IMAGE_TOKENS
     return media_bytes, media_tokens
+
+
+def is_encoded_media(text: str) -> bool:
+    """Is a string of a request base64 or a data URL, and not text?"""
+    return text.startswith("data:") or (len(text) >= _BASE64_BYTES_MIN and _BASE64.match(text) is not None)
 
 
 def _has_server_tools(document: Mapping[str, Any]) -> bool:

@@ -1,8 +1,9 @@
 """How a family's own stream says that it failed: the event that ends a stream which cannot go on. Pure.
 
 Shapes: OpenAI chat (an `error` object as data, no [DONE] after it), Responses (`event: error` with the fields at the top, and again
-in an `error` object, on which its SDKs raise), Anthropic (`event: error`), Gemini (an `error` object as data). Framings that have
-no such event, or whose bytes are encoded, get none: there only a cut connection is honest.
+in an `error` object, on which its SDKs raise), Anthropic (`event: error`), Gemini (an `error` object as data), JSON lines (Ollama's
+`error`, Cohere's last event). Framings that have no such event, or whose bytes are encoded, get none: there only a cut connection
+is honest.
 """
 
 from __future__ import annotations
@@ -13,14 +14,17 @@ from typing import Literal
 from lava_proxy.wire import json_scan
 from lava_proxy.wire.sse import BOUNDARY
 
-Style = Literal["openai", "responses", "anthropic", "google"]
+Style = Literal["openai", "responses", "anthropic", "google", "ollama", "cohere_lines"]
 
+_LINES = (b"application/x-ndjson", b"application/stream+json", b"application/jsonl", b"application/json-lines")
 COMMENT = b": keep-alive\n\n"
 """An SSE comment: clients ignore it, load balancers see bytes."""
 
 
-def style_of(api: str, dialect: str) -> Style:
-    """Which shape the caller's SDK reads, by the API called and the dialect of its errors."""
+def style_of(api: str, dialect: str, *, is_lines: bool = False) -> Style:
+    """Which shape the caller's SDK reads, by the API called, the dialect of its errors and whether the stream is JSON lines."""
+    if is_lines:
+        return "cohere_lines" if api == "cohere_chat" else "ollama"
     if api == "responses":
         return "responses"
     if dialect == "anthropic":
@@ -38,6 +42,12 @@ def error_event(style: Style, error: bytes) -> bytes:
         message = error[:2000].decode("utf-8", "replace") or "The provider failed."
         kind = {"type": "api_error", "code": "upstream_error", "message": message}
         document = {"type": "error", "error": kind} if style == "anthropic" else {"error": kind}
+    if style == "ollama" or style == "cohere_lines":
+        inner = document.get("error")
+        said = inner.get("message") if isinstance(inner, dict) else inner or document.get("message")
+        message = said if isinstance(said, str) else "The provider failed."
+        end = {"is_finished": True, "event_type": "stream-end", "finish_reason": "ERROR", "message": message}
+        return _line({"error": message} if style == "ollama" else end) + b"\n"
     if style == "anthropic":
         return b"event: error\ndata: " + _line(document) + b"\n\n"
     if style == "responses":
@@ -61,8 +71,10 @@ def error_event(style: Style, error: bytes) -> bytes:
     return b"data: " + _line(document) + (b"\r\n\r\n" if style == "google" else b"\n\n")
 
 
-def whole_events(data: bytes) -> int:
+def whole_events(data: bytes, *, is_lines: bool = False) -> int:
     """How many of the bytes end with an event's end; 0 when none does (the bytes are inside one event)."""
+    if is_lines:
+        return data.rfind(b"\n") + 1
     end = 0
     for boundary in BOUNDARY.finditer(data):
         end = boundary.end()
@@ -70,9 +82,14 @@ def whole_events(data: bytes) -> int:
 
 
 def may_carry_event(content_type: bytes, content_encoding: bytes) -> bool:
-    """Can an event be written into a body of this kind: a plain event stream?"""
+    """Can an event be written into a body of this kind: a plain event stream, or lines of JSON?"""
     is_plain = content_encoding.strip().lower() in (b"", b"identity")
-    return is_plain and content_type.strip().lower().startswith(b"text/event-stream")
+    return is_plain and (content_type.strip().lower().startswith(b"text/event-stream") or carries_lines(content_type))
+
+
+def carries_lines(content_type: bytes) -> bool:
+    """Is a body of this type one JSON object a line (Ollama, Cohere's first API)?"""
+    return content_type.partition(b";")[0].strip().lower() in _LINES
 
 
 def _line(document: object) -> bytes:

@@ -47,9 +47,9 @@ async def _looks_end() -> None:
 
 async def open_stream(gateway: Gateway, body: object = OPEN_CHAT, **options: Any) -> tuple[Client, Call]:
     client = await gateway.client()
+    content_type = options.pop("content_type", b"text/event-stream")
     client.send(gateway.request(body, **options))
     call = await gateway.provider.next_call()
-    content_type = options.get("content_type", b"text/event-stream")
     call.begin(headers=[(b"content-type", content_type)])
     assert (await client.head()).status == 200
     return client, call
@@ -292,3 +292,19 @@ async def test_below_the_floor_a_call_is_refused_as_ever(gateway: Gateway) -> No
     response = await client.response()
     assert (response.status, response.error_code) == (402, "insufficient_funds")
     assert gateway.provider.calls == []
+
+
+async def test_a_stream_of_json_lines_that_runs_dry_ends_with_a_line_of_its_family(gateway: Gateway) -> None:
+    """E5, D4: Ollama's clients read `error`; what was delivered is charged."""
+    held = await leave(gateway, HELD_TOKENS)
+    line = json.dumps({"model": "llama3", "message": {"role": "assistant", "content": TEXT}, "done": False}).encode() + b"\n"
+    body = {"model": "llama3", "messages": [{"role": "user", "content": "Hi"}]}
+    client, call = await open_stream(gateway, body, target="/v1/forward/ollama/api/chat", content_type=b"application/x-ndjson")
+    got = await pour(client, call, line, 60)
+    *whole, last = b"".join(got).splitlines()
+    assert all(json.loads(piece)["done"] is False for piece in whole)
+    assert "balance is used up" in json.loads(last)["error"]
+    await release(held)
+    rows = await gateway.rows()
+    assert sorted(row["outcome"] for row in rows) == ["balance_exhausted", "completed"]
+    assert all(row["charge_nanos"] > 0 for row in rows)

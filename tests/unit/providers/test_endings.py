@@ -50,6 +50,18 @@ def test_a_gemini_stream_gets_an_error_object() -> None:
     assert json.loads(parse_event(event.strip())[1])["error"]["status"] == "FAILED_PRECONDITION"
 
 
+@pytest.mark.parametrize("body", [error_body("openai", 402, "balance_exhausted", "Gone."), b'{"error":"Gone."}', b"Gone."])
+def test_lines_of_json_get_a_last_line(body: bytes) -> None:
+    """D4: Ollama's clients raise on `error`, Cohere's first API ends with a reason."""
+    line = error_event(style_of("ollama", "openai", is_lines=True), body)
+    assert json.loads(line) == {"error": "Gone."} and whole_events(line, is_lines=True) == len(line)
+    line = error_event(style_of("cohere_chat", "openai", is_lines=True), body)
+    last = json.loads(line)
+    assert (last["event_type"], last["finish_reason"], last["message"]) == ("stream-end", "ERROR", "Gone.")
+    assert line.count(b"\n") == 1
+    assert [whole_events(data, is_lines=True) for data in (b"", b'{"a"', b"{}\n", b'{}\n{"b"')] == [0, 0, 3, 3]
+
+
 @pytest.mark.parametrize("style", ["openai", "responses", "anthropic", "google"])
 @pytest.mark.parametrize("body", [b"", b"<html>bad gateway</html>", b"[1]", b"\xff\x00", b'{"error":"text"}', b'{\n"error":\n{}}'])
 def test_whatever_a_provider_answered_becomes_one_well_formed_event(style: Style, body: bytes) -> None:
@@ -73,7 +85,9 @@ def test_the_last_whole_event_of_some_bytes_is_found(data: bytes, end: int) -> N
     ("content_type", "coding", "may"),
     [(b"text/event-stream", b"", True), (b"Text/Event-Stream; charset=utf-8", b"identity", True),
      (b"text/event-stream", b"gzip", False),
-     (b"application/json", b"", False), (b"application/vnd.amazon.eventstream", b"", False)],
+     (b"application/x-ndjson", b"", True), (b"application/stream+json; charset=utf-8", b"", True),
+     (b"application/x-ndjson", b"gzip", False), (b"application/json", b"", False),
+     (b"application/vnd.amazon.eventstream", b"", False)],
 )  # fmt: skip
 def test_only_a_plain_event_stream_can_carry_an_event(content_type: bytes, coding: bytes, may: bool) -> None:
     assert may_carry_event(content_type, coding) is may

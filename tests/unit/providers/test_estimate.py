@@ -110,7 +110,7 @@ def test_a_sample_is_unescaped_and_nothing_in_it_is_fatal(sample: bytes, text: s
 def test_a_quick_look_and_a_python_without_the_vocabulary_take_four_bytes_a_token(monkeypatch: pytest.MonkeyPatch) -> None:
     reading = Reading(usage=None, provenance=Provenance.NONE, output_text_bytes=401, output_text_sample=b"x" * 401)
     assert estimate(provider(), CHAT, reading, quick=True).output_tokens == 101
-    monkeypatch.setattr(estimates, "count_tokens", lambda text: None)
+    monkeypatch.setattr(estimates, "count_tokens", lambda text, vocabulary: None)
     assert estimate(provider(), CHAT, reading).output_tokens == 101
 
 

@@ -329,10 +329,11 @@ def test_azure_is_asked_from_the_version_that_knows_the_option(path: str, query:
 
 
 def test_an_estimate_counts_the_body_and_the_relayed_text() -> None:
-    call = inspect({"model": "m", "messages": [{"content": "x" * 4000}]})
+    call = inspect({"model": "m", "messages": [{"content": "word " * 1000}]})
     reading = Reading(usage=None, provenance=Provenance.NONE, output_text_bytes=401)
     guessed = estimate(provider(output_factor_percent=150), call, reading)
-    assert guessed == token_usage(len(call.body) // 4 + 1, 151)
+    assert guessed == token_usage(-(-1001 * 150 // 100) + 7, 151)
+    assert estimate(provider(output_factor_percent=150), call, reading, quick=True).input_tokens == len(call.body) // 4 + 1
 
 
 def test_an_estimate_is_never_below_what_was_reported() -> None:
