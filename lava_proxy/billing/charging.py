@@ -455,6 +455,9 @@ class Charging:
             # The ceiling was priced, so usually only the usage is missing; if it is there, its price is, which is counted.
             billable, unpriced = False, bool(usage.units)
         charge = fees.charge(hold.grant.meter, usage, cost, position, byok=hold.byok, billable=billable)
+        unseen = _unseen(hold, usage, cost, charge, reading) if billable else _left(hold, ending, reading, unpriced)
+        if not unseen and charge.amount_nanos == 0 and _is_unmetered(hold, ending):
+            unseen = ("unmetered",)
         return _Priced(
             usage=usage,
             provenance=provenance,
@@ -464,7 +467,7 @@ class Charging:
             price_model=price_model,
             facts=facts,
             unpriced=unpriced,
-            unseen=_unseen(hold, usage, cost, charge, reading) if billable else _left(hold, ending, reading, unpriced),
+            unseen=unseen,
             once_key=_once_key(hold, reading) if billable else None,
         )
 
@@ -593,6 +596,12 @@ def _left(hold: Hold, ending: Ending, reading: Reading, unpriced: bool) -> tuple
     """The mark of a call that started a job and is not charged itself: a later call will show what was used."""
     is_start = ending.delivered and hold.call.billable and hold.call.api not in FETCH_APIS and not hold.grant.disable_billing
     return _JOB_STARTED if is_start and not unpriced and _is_job(hold.call, reading) else ()
+
+
+def _is_unmetered(hold: Hold, ending: Ending) -> bool:
+    """An API that is not known here: what it used, if anything, nobody has counted (batches, fine-tuning, new APIs)."""
+    call = hold.call
+    return call.api == "other" and call.billable and ending.delivered and not hold.grant.disable_billing
 
 
 def _unseen(hold: Hold, usage: Usage, cost: Cost | None, charge: fees.Charge, reading: Reading) -> tuple[str, ...]:

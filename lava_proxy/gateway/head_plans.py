@@ -21,8 +21,8 @@ class HeadPlan:
     """The credential, metadata and content type of a head, and the upstream heads made from it by provider key."""
 
     __slots__ = (
-        "_aws_region", "_heads", "_method", "_target", "content_type", "credential", "headers", "idempotency_key", "is_kept",
-        "metadata",
+        "_aws_region", "_aws_service", "_heads", "_method", "_target", "content_type", "credential", "headers", "idempotency_key",
+        "is_kept", "metadata",
     )  # fmt: skip
 
     def __init__(self, method: str, target: Target, headers: Headers) -> None:
@@ -30,7 +30,8 @@ class HeadPlan:
         hygiene.refuse_unbuilt(headers)
         self._method = method
         self._target = target
-        self._aws_region = sigv4.region_of(target.url) if target.provider.family == "bedrock" else None
+        self._aws_region = sigv4.region_of(target.url) if target.provider.name.startswith("bedrock") else None
+        self._aws_service = sigv4.service_of(target.url)
         self.headers = headers
         self.is_kept = False
         self._heads: dict[tuple[str | None, bool], bytes] = {}
@@ -43,7 +44,10 @@ class HeadPlan:
         """The request head for upstream with this provider key; `body` is looked at only where AWS wants it signed."""
         if self._aws_region is not None and key is not None and (access_key := sigv4.access_key_of(key)) is not None:
             plain = self.upstream_head(None, body_length, force_identity=force_identity)[:-2]
-            return sigv4.signed(plain, body, access_key, region=self._aws_region, now=datetime.now(UTC)) + b"\r\n"
+            signed = sigv4.signed(
+                plain, body, access_key, region=self._aws_region, service=self._aws_service, now=datetime.now(UTC)
+            )
+            return signed + b"\r\n"
         start = self._heads.get((key, force_identity))
         if start is None:
             if len(self._heads) > 16:

@@ -15,7 +15,10 @@ from urllib.parse import quote
 
 SERVICE = "bedrock"
 _KEY = re.compile(r"(?P<access_key>A[KS]IA[A-Z0-9]{12,124}):(?P<secret>[A-Za-z0-9/+=]{16,256})(?::(?P<session>[!-~]+))?")
-_REGION = re.compile(r"https?://bedrock[a-z-]*\.([a-z0-9-]+)\.amazonaws\.")
+MANTLE_SERVICE = "bedrock-mantle"
+"""The OpenAI-compatible endpoint is a service of its own, also to IAM. https://github.com/BerriAI/litellm/issues/31475"""
+
+_REGION = re.compile(r"https?://(?:bedrock[a-z-]*\.([a-z0-9-]+)\.amazonaws\.|bedrock-mantle\.([a-z0-9-]+)\.api\.aws(?:[:/]|$))")
 _OURS = frozenset({b"authorization", b"x-amz-date", b"x-amz-content-sha256", b"x-amz-security-token"})
 
 
@@ -37,10 +40,16 @@ def access_key_of(provider_key: str) -> AccessKey | None:
 def region_of(url: str) -> str | None:
     """The region that a Bedrock URL's host names."""
     found = _REGION.match(url)
-    return None if found is None else found[1]
+    return None if found is None else found[1] or found[2]
 
 
-def signed(head: bytes, body: bytes, key: AccessKey, *, region: str, now: datetime) -> bytes:
+def service_of(url: str) -> str:
+    """The service that signatures for a Bedrock URL name."""
+    found = _REGION.match(url)
+    return SERVICE if found is None or found[2] is None else MANTLE_SERVICE
+
+
+def signed(head: bytes, body: bytes, key: AccessKey, *, region: str, now: datetime, service: str = SERVICE) -> bytes:
     """A request head (from its request line, each line ended, without the blank line) with what AWS wants added.
 
     `now`: aware, UTC; AWS accepts five minutes' difference. Signed are Host and every x-amz-* header; a signature that
@@ -54,18 +63,18 @@ def signed(head: bytes, body: bytes, key: AccessKey, *, region: str, now: dateti
     added = [(b"x-amz-date", stamp.encode()), (b"x-amz-content-sha256", payload_hash.encode())]
     if key.session is not None:
         added.append((b"x-amz-security-token", key.session.encode()))
-    scope = f"{stamp[:8]}/{region}/{SERVICE}/aws4_request"
+    scope = f"{stamp[:8]}/{region}/{service}/aws4_request"
     canonical, names = _canonical(request_line.decode("ascii"), [*kept, *added], payload_hash)
     text = f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{sha256(canonical.encode('latin-1')).hexdigest()}"
-    signature = digest(_signing_key(key.secret, stamp[:8], region), text.encode(), "sha256").hex()
+    signature = digest(_signing_key(key.secret, stamp[:8], region, service), text.encode(), "sha256").hex()
     authorization = f"AWS4-HMAC-SHA256 Credential={key.access_key}/{scope}, SignedHeaders={names}, Signature={signature}"
     added.append((b"authorization", authorization.encode()))
     return b"".join([request_line + b"\r\n", *(b"%b: %b\r\n" % pair for pair in (*kept, *added))])
 
 
-def _signing_key(secret: str, date: str, region: str) -> bytes:
+def _signing_key(secret: str, date: str, region: str, service: str) -> bytes:
     key = f"AWS4{secret}".encode()
-    for part in (date, region, SERVICE, "aws4_request"):
+    for part in (date, region, service, "aws4_request"):
         key = digest(key, part.encode(), "sha256")
     return key
 

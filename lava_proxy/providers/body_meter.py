@@ -155,6 +155,12 @@ class _Events:
         reader = self._reader
         if (reader.model is not None or self._opening <= 0) and not reader.concerns(block):
             return text_bytes(reader.text, block, self._sample)
+        if reader.wants_the_last_only(block):
+            for event in reversed(self._split(block)):
+                if reader.concerns(event):
+                    reader.event(*self._parse(event))
+                    break
+            return text_bytes(reader.text, block, self._sample)
         total = 0
         for event in self._split(block):
             total += self._read_event(event)

@@ -117,6 +117,7 @@ _THREAD_RUNS = re.compile(r"/threads/[^/]+/runs(?:/[^/]+/submit_tool_outputs)?$"
 _REPLICATE_MODEL = re.compile(r"/(?:models|deployments)/([^/]+/[^/]+)/predictions$")
 _RESPONSE_ITEM = re.compile(r"/responses/[^/]+$")
 _PREDICTION_ITEM = re.compile(r"/predictions/[^/]+$")
+_UPLOAD = re.compile(r"/(?:files|uploads)(?:/[^/]+(?:/(?:parts|complete|cancel))?)?$")
 _VIDEO_REMIX = re.compile(r"/videos/[^/]+/remix$")
 _CANCEL = re.compile(r"/(responses|predictions)/[^/]+/cancel$")
 _GOOGLE_CALL = re.compile(r"/([^/]+?)(?::|%3[Aa])([A-Za-z]+)$")
@@ -138,7 +139,7 @@ class Endpoint:
 
 @lru_cache(maxsize=1024)
 def endpoint_of(method: str, path: str, query: str) -> Endpoint:
-    """The endpoint of a request; api `other` for what is not known, `read` for reading and deleting (free)."""
+    """The endpoint of a request; api `other` for what is not known, `read` for reading, deleting and uploading (free)."""
     path = path.rstrip("/")
     if method != "POST":
         return _not_posted(method, path, query)
@@ -157,6 +158,8 @@ def endpoint_of(method: str, path: str, query: str) -> Endpoint:
         return Endpoint(api="predictions", model=replicate[1][:_MODEL_ID_MAX])
     if _THREAD_RUNS.search(path):
         return Endpoint(api="runs")
+    if _UPLOAD.search(path):
+        return Endpoint(api="read")
     if _VIDEO_REMIX.search(path):
         return Endpoint(api="videos")
     cancelled = _CANCEL.search(path)

@@ -38,6 +38,9 @@ class GenerateContentReader(UsageReader):
     def concerns(self, block: bytes) -> bool:
         return b"usageMetadata" in block or any(mark in block for mark in _MARKS)
 
+    def wants_the_last_only(self, block: bytes) -> bool:
+        return self.model is not None and not any(mark in block for mark in _MARKS)
+
     def event(self, name: str, data: bytes) -> bool:
         if self.model is not None and not any(mark in data for mark in _MARKS):
             self._latest = data  # every chunk reports and the last one wins: the others need no parsing

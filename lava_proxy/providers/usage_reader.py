@@ -87,6 +87,10 @@ class UsageReader:
         """A cheap test on raw bytes: can these events say more than text? May be true too often, never too seldom."""
         raise NotImplementedError
 
+    def wants_the_last_only(self, block: bytes) -> bool:
+        """Do these events, which concern the reader, do so only by a cumulative usage, and is all the rest of them text?"""
+        return False
+
     def event(self, name: str, data: bytes) -> bool:
         """Read one stream event or array element. False: it is no generated text (an error, an end mark)."""
         raise NotImplementedError

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import _processes as processes
 from benchmarks import gateway, usage
+from benchmarks import gateway, meter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -124,3 +125,10 @@ def test_usage_that_gets_slower_with_the_rows_misses_its_target() -> None:
     report = usage.summarise(1, 1, {"tenth": quick, "all": slow}, {})
     missed = {name for name, target in report["targets"].items() if not target["met"]}
     assert (report["met"], missed) == (False, {"merchant_p95_ms", "growth_with_ten_times_the_rows"})
+def test_the_meters_benchmark_reads_every_stream_it_measures() -> None:
+    report = meter.run(meter.QUICK_CHUNKS, 1)
+    assert set(report["us_per_chunk"]) == {name + coding for name in meter.STREAMS for coding in ("", "_gzip")}
+    assert all(spent_us > 0 for spent_us in report["us_per_chunk"].values())
+    target = report["targets"]["us_per_plain_chunk"]
+    assert report["met"] is target["met"] is (target["value"] <= target["at_most"])
+    assert all(190 <= len(chunk) <= 230 for make in meter.STREAMS.values() for chunk in make(20).chunks[5:15])

@@ -234,3 +234,15 @@ async def test_a_mark_survives_the_death_of_the_process_and_a_moved_tier(till: T
     rows = await till.world.fetch("SELECT breakdown FROM request WHERE request_id = 'req_dead'")
     assert rows[0]["breakdown"]["unseen"] == ["guardrail"] and len(rows[0]["breakdown"]["charge"]) == 2
     assert (await rerate(till.world.ledger, till.rating)).as_dict()["met"]
+
+
+async def test_a_call_of_an_unknown_api_is_free_and_never_silently(till: Till) -> None:
+    """B6, B1: a batch, a fine-tuning job, an API that came out yesterday: marked on the row and counted."""
+    wallet_id = await till.world.wallet(FUNDS)
+    asked = call(api="other", model=None, ceiling=Usage())
+    for meter in (await till.fixed(), await till.fixed((0, 500), tier_type="requests")):
+        await till.charge(till.grant(wallet_id, meter), done(usage=None, model=None), asked)
+    await till.world.flush()
+    rows = await till.world.fetch("SELECT charge_nanos, breakdown FROM request ORDER BY wseq")
+    assert [(row["charge_nanos"], row["breakdown"].get("unseen")) for row in rows] == [(0, ["unmetered"]), (500, None)]
+    assert sum(amount for (counter, _), amount in till.tally._sums.items() if counter is telemetry.USAGE_CHARGE_ZERO) == 1

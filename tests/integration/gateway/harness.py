@@ -37,7 +37,7 @@ CUSTOMER_NANOS = 25 * NANOS_PER_USD
 MERCHANT_NANOS = 100 * NANOS_PER_USD
 NANOS_PER_TOKEN = 20_000  # of the meter `fixed`: $20 a million tokens
 CHAT = "/v1/forward/openai/v1/chat/completions"
-PROVIDERS = ("openai", "anthropic", "google", "groq", "elevenlabs", "bedrock", "ollama")
+PROVIDERS = ("openai", "anthropic", "google", "groq", "elevenlabs", "bedrock", "bedrock-mantle", "ollama")
 
 
 class OwnWallets(LedgerStore):

@@ -10,7 +10,8 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from tests.integration.gateway.harness import NANOS_PER_TOKEN, Gateway
+from tests.integration.gateway.fakes import chat_body
+from tests.integration.gateway.harness import NANOS_PER_TOKEN, Gateway, chat_request
 
 ACCESS_KEY, SECRET, SESSION = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "IQoJb3JpZ2luX2VjEA//session=="
 CONVERSE = "/v1/forward/bedrock/model/us.amazon.nova-pro-v1%3A0/converse"
@@ -20,13 +21,13 @@ ANSWER = {
 }
 
 
-def expected(call: Any, session: str | None) -> str:
+def expected(call: Any, session: str | None, service: str = "bedrock") -> str:
     """The Authorization that botocore makes of the request that arrived."""
     names = call.header(b"authorization").decode().partition("SignedHeaders=")[2].partition(",")[0].split(";")
     headers = {name: call.header(name.encode()).decode() for name in names}
     request: Any = AWSRequest(method="POST", url=f"http://{headers['host']}{call.target}", data=call.body, headers=headers)
     request.context["timestamp"] = headers["x-amz-date"]
-    auth = SigV4Auth(Credentials(ACCESS_KEY, SECRET, session), "bedrock", "us-east-1")
+    auth = SigV4Auth(Credentials(ACCESS_KEY, SECRET, session), service, "us-east-1")
     signature = auth.signature(auth.string_to_sign(request, auth.canonical_request(request)), request)
     return f"AWS4-HMAC-SHA256 Credential={auth.scope(request)}, SignedHeaders={';'.join(names)}, Signature={signature}"
 
@@ -63,3 +64,16 @@ async def test_a_stored_api_key_is_sent_as_bearer(gateway: Gateway) -> None:
     assert (await client.response()).status == 200
     [call] = gateway.provider.calls
     assert call.header(b"authorization") == b"Bearer ABSKQmVkcm9ja0FQSUtleQ==" and call.header(b"x-amz-date") is None
+
+
+async def test_the_openai_endpoint_of_bedrock_is_signed_as_the_service_it_is(gateway: Gateway) -> None:
+    """J6: its signatures name `bedrock-mantle`; IAM knows it by that."""
+    await gateway.world.catalog.set_provider_key(gateway.merchant.merchant_id, "bedrock-mantle", f"{ACCESS_KEY}:{SECRET}:{SESSION}")
+    gateway.provider.answer = lambda call: call.answer(chat_body())
+    client = await gateway.client()
+    client.send(gateway.request(chat_request(), target="/v1/forward/bedrock-mantle/v1/chat/completions"))
+    assert (await client.response()).status == 200
+    [call] = gateway.provider.calls
+    assert call.header(b"authorization").decode() == expected(call, SESSION, "bedrock-mantle")
+    assert SECRET.encode() not in call.head + call.body
+    assert (await gateway.row())["charge_nanos"] == 15 * NANOS_PER_TOKEN

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lava_proxy.api.request_object import request_object
 from lava_proxy.domain.limits import KeyRules, Limits
 from lava_proxy.stores.catalog_store import SpendKey
 from tests.integration.gateway.conftest import StartGateway
@@ -244,3 +245,17 @@ async def test_a_streamed_model_route_is_spliced_and_relayed_like_any_other(gate
     response = await client.response()
     assert response.status == 200 and b"[DONE]" in response.body
     assert (await gateway.row())["provenance"] == "provider_final"
+
+
+async def test_a_call_with_a_spend_key_is_clamped_to_what_the_merchants_wallet_affords(gateway: Gateway) -> None:
+    """F8, E10: the merchant's floor holds for its spend keys, and the row names the key."""
+    await gateway.world.catalog.set_clamp_floor(gateway.merchant.merchant_id, 100)
+    key = await new_key(gateway)
+    gateway.provider.answer = lambda call: call.answer(chat_body())
+    body = chat_request(model="gpt-4", max_tokens=2_000_000)  # $60 a million tokens: $120, of $100
+    assert (await ask(gateway, key.secret, body=body)).status == 200
+    [call] = gateway.provider.calls
+    assert 1_600_000 < call.json()["max_tokens"] < 1_700_000
+    row = await gateway.row()
+    assert row["timings"]["max_tokens_clamped_to"] == call.json()["max_tokens"]
+    assert request_object(row, None)["spend_key_id"] == key.spend_key_id

@@ -49,6 +49,7 @@ def row(**changes: Any) -> dict[str, Any]:
         "api": "chat",
         "streamed": False,
         "response_id": "chatcmpl-1",
+        "spend_key_id": None,
         "http_status": 200,
         "billed": True,
         "usage": {},
@@ -179,3 +180,8 @@ def test_no_float_is_in_a_request() -> None:
         floats(request_object(row(usage={"audio_seconds": Decimal("0.1"), "x": {"y": 1}}), meter("fixed", "minutes", (0, USD))))
         == []
     )
+
+
+def test_the_spend_key_of_a_call_is_named_and_absent_where_there_was_none() -> None:
+    assert request_object(row(spend_key_id="spk_1"), None)["spend_key_id"] == "spk_1"
+    assert "spend_key_id" not in request_object(row(spend_key_id=None), None)

@@ -167,4 +167,4 @@ def test_each_call_is_signed_anew_with_its_own_body() -> None:
 def test_an_api_key_stays_a_bearer_and_other_providers_sign_nothing() -> None:
     assert _head(b"/v1/forward/bedrock/model/m/converse", "ABSK-api-key", b"")["authorization"] == "Bearer ABSK-api-key"
     assert _head(b"/v1/forward/openai/v1/chat/completions", STORED, b"")["authorization"] == f"Bearer {STORED}"
-    assert sigv4.SERVICE == "bedrock"
+    assert (sigv4.SERVICE, sigv4.MANTLE_SERVICE) == ("bedrock", "bedrock-mantle")

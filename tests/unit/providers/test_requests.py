@@ -78,7 +78,7 @@ ASKED = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
         ("/v1/projects/p/locations/l/publishers/other/models/c:rawPredict", "other", "c"),
         ("/v1beta/models/e:batchEmbedContents", "embedContent", "e"),
         ("/v1/images/generations", "images", "m"),
-        ("/v1/files", "other", "m"),
+        ("/v1/files", "read", "m"),
     ],
 )
 def test_the_path_names_the_api(path: str, api: str, model: str) -> None:
@@ -106,6 +106,12 @@ def test_free_endpoints_are_not_billable_and_read_as_zero(method: str, path: str
     meter = FAMILY.meter(PLAIN, call, 200, "application/json", "")
     meter.feed(b'{"usage":{"prompt_tokens":5},"input_tokens":51}')
     assert meter.reading() == Reading(usage=token_usage(0, 0), provenance=Provenance.NONE, terminal=True)
+
+
+@pytest.mark.parametrize("path", ["/v1/files", "/v1/uploads", "/v1/uploads/u_1/parts", "/v1/uploads/u_1/complete"])
+def test_uploads_are_free(path: str) -> None:
+    assert not inspect(b"", path, content_type="multipart/form-data").billable
+    assert inspect(b"{}", "/v1/batches").billable
 
 
 def test_a_background_response_is_billed_where_it_is_fetched() -> None:
@@ -165,7 +171,7 @@ def test_other_content_types_never_fail() -> None:
     call = inspect(form, "/v1/audio/transcriptions", content_type="multipart/form-data; boundary=b")
     assert (call.api, call.model, call.stream, call.body) == ("transcriptions", "whisper-1", True, form)
     assert inspect(b"\x00\x01", content_type="application/octet-stream").model is None
-    assert inspect(b"not json", "/v1/files").api == "other"
+    assert inspect(b"not json", "/v1/batches").api == "other"
 
 
 def test_a_lone_surrogate_in_the_prompt_is_no_reason_to_refuse() -> None:
