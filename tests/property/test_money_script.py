@@ -21,7 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from lava_proxy.domain.errors import CallerError, Conflict, InsufficientFunds, LavaError, NotFound, StoreError
 from lava_proxy.domain.ledger import Entry, replay
-from lava_proxy.stores.balance_store import AlreadyCalled, BalanceStore, Claim, Held, Moved, Settled, partition_of, tag
+from lava_proxy.stores.balance_store import AlreadyCalled, BalanceStore, Claim, Held, Moved, Once, Settled, partition_of, tag
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.outbox import _entry, _wallet
 from tests.billing_world import KEEP_MS
@@ -173,6 +173,7 @@ class MoneyMachine(RuleBasedStateMachine):
         self.ended: dict[str, tuple[str, int, str]] = {}  # id -> wallet, charge, fingerprint (of a report)
         self.credits: dict[str, tuple[str, int, str]] = {}
         self.flags: dict[tuple[str, int], str] = {}
+        self.jobs: dict[tuple[str, str], str] = {}  # the hold that was charged for a job
         self.numbers = 0
         for wallet in WALLETS:
             self.driver.run(self.driver.store.open_wallet(wallet))
@@ -322,6 +323,45 @@ class MoneyMachine(RuleBasedStateMachine):
         del self.holds[request]
         self.ended[request] = (hold.wallet, charge, "")
         self.flags[hold.wallet, model.seq] = flags
+
+    @precondition(lambda self: self.holds)
+    @rule(pick=st.randoms(use_true_random=False), job=st.sampled_from("ab"), charge=small, misplaced=st.booleans())
+    def settle_job(self, pick: Any, job: str, charge: int, misplaced: bool) -> None:
+        """I10: a job is charged to the first hold that shows it; the others end with nothing, wherever they were priced for."""
+        request = pick.choice(sorted(self.holds))
+        hold = self.holds[request]
+        model = self.models[hold.wallet]
+        once = Once(digest=job, keep_ms=KEEP_MS, free_row=b'{"free":1}')
+        is_free = (hold.wallet, job) in self.jobs
+        position = model.counter if hold.tier else 0
+        if hold.tier and misplaced:
+            position += 1
+            if not is_free:  # priced for another position: nothing is charged, and nothing claimed
+                moved = self.settle_call(hold.wallet, request, charge, tier_field=hold.tier, position_lo=position, once=once)
+                assert self.unchanged(hold.wallet, request, moved, None) == Moved(model.counter)
+                return
+        found = self.driver.run(
+            self.settle_call(
+                hold.wallet,
+                request,
+                charge,
+                tier_field=hold.tier,
+                units=charge if hold.tier else 0,
+                position_lo=position,
+                once=once,
+            )
+        )
+        paid = 0 if is_free else charge
+        before = model.counter if hold.tier else 0
+        flags = model.settle(hold, paid, 0, False, paid if hold.tier else 0)
+        balance = model.pa + model.fa + model.ph + model.fh
+        assert found == Settled(paid, balance, before, flags, model.seq, seen=is_free)
+        self.jobs.setdefault((hold.wallet, job), request)
+        del self.holds[request]
+        self.ended[request] = (hold.wallet, paid, "")
+        self.flags[hold.wallet, model.seq] = flags
+        again = self.settle_call(hold.wallet, request, charge, once=once)
+        assert self.unchanged(hold.wallet, request, again, None) == Settled(paid, repeated=True)
 
     @rule(wallet=wallets, charge=small, od=st.sampled_from([0, 5]), linked=st.booleans(), is_report=st.booleans())
     def direct_debit(self, wallet: str, charge: int, od: int, linked: bool, is_report: bool) -> None:

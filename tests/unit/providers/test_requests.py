@@ -78,7 +78,7 @@ ASKED = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
         ("/v1/projects/p/locations/l/publishers/other/models/c:rawPredict", "other", "c"),
         ("/v1beta/models/e:batchEmbedContents", "embedContent", "e"),
         ("/v1/images/generations", "images", "m"),
-        ("/v1/files", "read", "m"),
+        ("/v1/batches", "other", "m"),
     ],
 )
 def test_the_path_names_the_api(path: str, api: str, model: str) -> None:
