@@ -106,6 +106,8 @@ def _canonical_path(path: str) -> str:
 
 
 def _canonical_query(query: str) -> str:
-    """Parameters in order of name and value, each with its `=`; encoded as they were sent."""
-    pairs = sorted((name, value) for name, _, value in (part.partition("=") for part in query.split("&")) if name or value)
+    """Parameters in order of name and value, each with its `=`, empty ones too; encoded as they were sent."""
+    if not query:
+        return ""
+    pairs = sorted((name, value) for name, _, value in (part.partition("=") for part in query.split("&")))
     return "&".join(f"{name}={value}" for name, value in pairs)
