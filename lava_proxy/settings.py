@@ -90,6 +90,8 @@ class Reports:
     batch_items_max: int
     keep_s: int
     ledger_check_ms: int
+
+
 class Payments:
     processor: str
     timeout_s: int

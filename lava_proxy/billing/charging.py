@@ -19,11 +19,8 @@ from lava_proxy.domain import fees
 from lava_proxy.domain.calendar import month_cycle_id
 from lava_proxy.domain.catalog import Grant
 from lava_proxy.domain.errors import CallerError, LimitExceeded, StoreError
-from lava_proxy.domain.money import AMOUNT_NANOS_MAX
-from lava_proxy.domain.prices import Cost, ModelPrice, PriceBook, ceiling_cost
-from lava_proxy.domain.usage import TOKEN_KEYS, Outcome, Provenance, Reading, Usage
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX, Nanos
-from lava_proxy.domain.prices import Cost, Facts, PriceBook, ceiling_cost, facts_of, tier_with
+from lava_proxy.domain.prices import Cost, Facts, ModelPrice, PriceBook, ceiling_cost, facts_of, tier_with
 from lava_proxy.domain.usage import TOKEN_KEYS, Outcome, Provenance, Reading, Usage, token_usage
 from lava_proxy.providers.base import Call, Provider
 from lava_proxy.providers.ceilings import likely_input_tokens

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import _processes as processes
-from benchmarks import gateway, usage
-from benchmarks import gateway, meter
+from benchmarks import gateway, meter, usage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -125,6 +124,8 @@ def test_usage_that_gets_slower_with_the_rows_misses_its_target() -> None:
     report = usage.summarise(1, 1, {"tenth": quick, "all": slow}, {})
     missed = {name for name, target in report["targets"].items() if not target["met"]}
     assert (report["met"], missed) == (False, {"merchant_p95_ms", "growth_with_ten_times_the_rows"})
+
+
 def test_the_meters_benchmark_reads_every_stream_it_measures() -> None:
     report = meter.run(meter.QUICK_CHUNKS, 1)
     assert set(report["us_per_chunk"]) == {name + coding for name in meter.STREAMS for coding in ("", "_gzip")}

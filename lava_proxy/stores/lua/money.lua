@@ -319,6 +319,7 @@ end }
 
 -- R report: S's arguments with mode `report`. Under another letter, because it may not run when memory is full.
 ops.R = ops.S
+
 -- B settle billed once: claim keep_ms free_row, then S's arguments. The claim (a digest of what can be seen many times, such as a
 --   background response) names the call that was charged for it.
 --   As S | { 'F', balance, position, flags, wseq } settled without a charge and with free_row: another call was charged.
