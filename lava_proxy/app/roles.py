@@ -54,6 +54,7 @@ from lava_proxy.workers.credit_applier import CreditApplier
 from lava_proxy.workers.drift import Drift
 from lava_proxy.workers.flusher import Flusher, kill_self
 from lava_proxy.workers.hold_reaper import HoldReaper
+from lava_proxy.workers.lot_expirer import LotExpirer
 from lava_proxy.workers.recovery import Recovery
 from lava_proxy.workers.webhook_sender import WebhookSender
 
@@ -100,7 +101,7 @@ async def open_stores(config: RunConfig, settings: Settings, *, pool_max: int, r
     return Stores(
         redis,
         hot,
-        Outbox(redis),
+        Outbox(redis, business_clock(config)),
         BalanceStore(hot),
         pool,
         CatalogStore(pool, vault),
@@ -255,8 +256,9 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
     flusher = Flusher(stores.outbox, stores.ledger, settings.flusher, after_commit=failpoint)
     leader = postgres.Leader(config.database_url)
     reaper = HoldReaper(stores.outbox, stores.balances, rating, settings.reserve.keep_s)
-    funding = Funding(stores.catalog, stores.balances)
+    funding = Funding(stores.catalog, stores.balances, business_clock(config))
     applier = CreditApplier(stores.catalog, funding)
+    expirer = LotExpirer(stores.catalog, stores.balances, business_clock(config))
     cards = open_card_payments(stores.pool, funding, config, settings)
     charger = Charger(cards.store, cards.charges, business_clock(config))
     recovery = Recovery(stores.outbox, stores.ledger, business_clock(config))
@@ -295,6 +297,7 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         tasks.start("reaper", _every(1.0, lambda: lead(reaper.run_once))),
         tasks.start("credit-applier", _every(1.0, lambda: lead(applier.run_once))),
         tasks.start("charger", _every(1.0, lambda: lead(charger.run_once))),
+        tasks.start("lot-expirer", _every(1.0, lambda: lead(expirer.run_once))),
         tasks.start("drift", _every(_DRIFT_ROUND_S, lambda: lead(drift.run_once))),
         tasks.start("webhook-sender", _every(0.0, send)),
         tasks.start("webhook-gauges", _every(5.0, sender.measure)),
