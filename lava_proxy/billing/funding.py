@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -32,7 +33,7 @@ class Funding:
     def __init__(
         self, catalog: CatalogStore, store: BalanceStore, clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     ) -> None:
-        """`clock`: business time, for the age of lots whose id does not tell it."""
+        """`clock`: business time: an order's, and the age of a lot whose id does not tell it."""
         self._catalog = catalog
         self._store = store
         self._clock = clock
@@ -192,7 +193,7 @@ class Funding:
         await self._store.open_wallet(wallet_id)
 
     async def _order(self, merchant_id: str, credit: Credit, db: Any) -> str:
-        written = await self._catalog.add_credit(credit, db)
+        written = await self._catalog.add_credit(replace(credit, created_at=self._clock()), db)
         if db is None and not await self._catalog.is_credit_applied(written.credit_id):
             await self.apply(merchant_id, written)
         return written.credit_id

@@ -434,8 +434,8 @@ class CatalogStore(Database):
                         """INSERT INTO credit
                           (credit_id, wallet_id, amount_nanos, lot_key, reason, created_at, kind, ends, drop_cycles, expires_at)
                         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (credit_id) DO NOTHING""",
-                        credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason, self._clock(),
-                        credit.kind, credit.ends, credit.drop_cycles, credit.expires_at,
+                        credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason,
+                        credit.created_at or self._clock(), credit.kind, credit.ends, credit.drop_cycles, credit.expires_at,
                     )
                 )  # fmt: skip
             except asyncpg.ForeignKeyViolationError as error:

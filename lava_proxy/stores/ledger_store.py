@@ -297,6 +297,18 @@ class LedgerStore:
             WHERE kind IN ('credit', 'renew', 'adjust') GROUP BY 1 HAVING count(*) > 1 LIMIT 100"""
         )
 
+    async def states_astray(self) -> list[dict[str, Any]]:
+        """Wallets whose row of wallet_state is not their newest entry: wallet_id, expected and found (wseq, balance, debt)."""
+        return await self._fetch(
+            """SELECT w.wallet_id, concat_ws(' ', e.wseq, e.balance_nanos, e.debt_nanos) AS expected,
+              concat_ws(' ', s.wseq, s.balance_nanos, s.debt_nanos) AS found
+            FROM wallet w CROSS JOIN LATERAL (SELECT wseq, balance_nanos, debt_nanos FROM ledger_entry
+              WHERE wallet_id = w.wallet_id ORDER BY wseq DESC LIMIT 1) e
+            LEFT JOIN wallet_state s ON s.wallet_id = w.wallet_id
+            WHERE (s.wseq, s.balance_nanos, s.plan_nanos + s.funds_nanos, s.debt_nanos)
+              IS DISTINCT FROM (e.wseq, e.balance_nanos, e.balance_nanos, e.debt_nanos) LIMIT 100"""
+        )
+
     async def doubles_kept(self) -> list[dict[str, Any]]:
         """Second debits that no credit gives back."""
         return await self._fetch(

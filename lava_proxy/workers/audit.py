@@ -121,6 +121,8 @@ class Audit:
         for row in await self._ledger.credited_twice():
             invariant = "I22" if row["kind"] == "renew" else "I25"
             report.add(invariant, row["request_id"], f"1 {row['kind']}", f"{row['times']} of them")
+        for row in await self._ledger.states_astray():
+            report.add("I3", f"{row['wallet_id']} in wallet_state", row["expected"], row["found"])
         for row in await self._ledger.rows_without_entry():
             report.add("I10", str(row["request_id"]), row["charge_nanos"], row["debited"])
         for row in await self._ledger.usage_differences():

@@ -18,6 +18,8 @@ from lava_proxy.stores.outbox import Outbox
 from lava_proxy.workers.credit_applier import CreditApplier
 from lava_proxy.workers.lot_expirer import LotExpirer
 from tests.billing_world import KEEP_MS, World
+from tests.charging_world import NOW as CHARGING_NOW
+from tests.charging_world import done, till
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 SOON = NOW + timedelta(hours=1)
@@ -560,3 +562,42 @@ async def test_the_ledger_alone_tells_a_wallet_with_every_kind_of_entry(world: W
     assert (again.lots, again.balance_nanos, again.credited, again.settled) == (
         state.lots, state.balance_nanos, state.credited, state.settled,
     )  # fmt: skip
+
+
+async def test_a_call_counts_in_the_cycle_of_its_grant(world: World) -> None:
+    """I30: a subscription's tiers begin anew with its cycle; without one they count by the calendar month."""
+    shop, wallet_id = till(world), await world.wallet(10**9)
+    meter = await shop.fixed((0, 2 * 10**9))
+    for cycle_id in ("sub_1.3", "sub_1.4", "sub_1.4", None):
+        await shop.charge(shop.grant(wallet_id, meter, cycle_id=cycle_id), done(100, 50))
+    counted = {f"t:{meter.meter_id}:{cycle}": units for cycle, units in (("sub_1.3", 150), ("sub_1.4", 300), ("2026-11", 150))}
+    assert (await world.state(wallet_id)).counters == counted
+    await books_close(world)
+
+
+async def test_a_call_never_begins_on_expired_credit(world: World) -> None:
+    """106: charging tells the script what time it is, by its own clock."""
+    shop, wallet_id = till(world), await world.wallet()
+    meter = await shop.fixed((0, 2 * 10**9))
+    grant = shop.grant(wallet_id, meter, plan_linked=True)
+    await bundle(world, wallet_id, 10**9, expires_at=CHARGING_NOW + timedelta(seconds=1))
+    assert await shop.charge(grant, done(100, 50)) == 300_000
+    await bundle(world, wallet_id, 10**9, expires_at=CHARGING_NOW)
+    late = await world.wallet()
+    await bundle(world, late, 10**9, expires_at=CHARGING_NOW)
+    with pytest.raises(InsufficientFunds):
+        await shop.reserve(shop.grant(late, meter, plan_linked=True))
+    await books_close(world)
+
+
+async def test_subscribing_and_ending_a_plan_touch_no_top_up(world: World) -> None:
+    """96, 97: whatever order a plan's events come in, purchased funds are what they were."""
+    for seed in range(6):
+        rng = random.Random(seed)
+        wallet_id = await world.wallet(1_000)
+        for _ in range(8):
+            await renew(world, wallet_id, rng.choice([0, 50]), rng.choice([CYCLE, BOTH, NONE]))
+            await bundle(world, wallet_id, 5)
+        await renew(world, wallet_id, 0, BOTH)
+        assert await lots(world, wallet_id) == {"funds": 1_000}
+    await books_close(world)

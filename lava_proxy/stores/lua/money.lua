@@ -62,11 +62,16 @@ end
 --   kind: s settle, c credit, n renew, a adjust, x end of a lot.  plan_total: the plan pot afterwards, held amounts included.
 --   pinned: what became a pin (n, x), negative when a pin ended.  opened: the hold's seq, where it may have burnt pins (s).
 local function emit(m, o, kind, id, wallet, seq, delta, balance, plan, funds, position, flags, debt, row, plan_total, pinned, opened)
+  if not plan_total then  -- as the operation has just written it
+    local pots = redis.call('HMGET', string.match(m, '^(.*):m$') .. ':w:' .. wallet, 'pa', 'ph')
+    plan_total = num(pots[1]) + num(pots[2])
+  end
   local pseq = redis.call('HINCRBY', m, 'pseq', 1)
   redis.call('XADD', o, epochs[m] .. '-' .. str(pseq), 's',
     table.concat({ kind, id, wallet, str(seq), str(delta), str(balance), str(plan), str(funds), str(position), flags,
       str(debt), str(now_ms), plan_total and str(plan_total) or '', str(pinned or 0), opened and str(opened) or '' }, '|'), 'r', row)
   return epochs[m] .. '-' .. str(pseq)
+      str(debt), str(now_ms), str(plan_total), str(pinned or 0), opened and str(opened) or '' }, '|'), 'r', row)
 end
 
 -- Lots: "<pot>:<priority>:<expires_s>:<created_ms>:<lot_id>=<remaining>" joined by ','; sorted, so burn order is the string
