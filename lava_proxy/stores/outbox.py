@@ -371,9 +371,8 @@ class Outbox:
 
 def _entry(stream: bytes, identifier: bytes, fields: Mapping[bytes, bytes]) -> OutboxEntry:
     epoch, pseq = identifier.split(b"-")
-    facts = fields[b"s"].decode().split("|")
-    kind, request_id, wallet_id, wseq, amount, balance, plan, funds, position, flags, debt, at_ms = facts[:12]
-    plan_total, pinned, opened = facts[12:15] if len(facts) > 12 else ("", "0", "")
+    kind, request_id, wallet_id, wseq, amount, balance, plan, funds, position, flags, debt, at_ms = fields[b"s"].decode().split("|")
+    plan_total, pinned, opened = fields.get(b"e", b"|0|").decode().split("|")
     return OutboxEntry(
         part=int(stream[2:6]), epoch=int(epoch), pseq=int(pseq), kind=kind, request_id=request_id, wallet_id=wallet_id,
         wseq=int(wseq), amount_nanos=int(amount), balance_nanos=int(balance), plan_nanos=int(plan), funds_nanos=int(funds),

@@ -90,7 +90,7 @@ async def test_a_renewal_ends_the_cycle_and_begins_the_next_as_one_event_and_tou
 
 
 async def test_cycle_credit_burns_before_bundles_and_bundles_before_funds(world: World) -> None:
-    """I18: the class is the priority in the lot's key; an unlinked meter draws on funds alone."""
+    """I18, 82: one call is taken once from what there is of several grants; the class is the priority in the lot's key."""
     wallet_id = await world.wallet(30)
     await bundle(world, wallet_id, 20)
     await renew(world, wallet_id, 10)

@@ -3,7 +3,7 @@
 -- KEYS, five an operation, all in one billing partition:  m (partition state), x (open holds), o (outbox), w (wallet), h (record)
 --   {pNNNN}:m          HASH    state (ready|recovering)  ep (epoch)  pseq (outbox sequence)
 --   {pNNNN}:x          ZSET    request_id -> lease end, ms
---   {pNNNN}:o          STREAM  id <ep>-<pseq>, fields s (packed facts) and r (the row, opaque JSON)
+--   {pNNNN}:o          STREAM  id <ep>-<pseq>, fields s (packed facts), r (the row, opaque JSON) and e (more packed facts)
 --   {pNNNN}:w:<wallet> HASH    pa fa (available: plan, funds)  ph fh (held)  debt  seq  settled  credited (net of what ended)  lots
 --                              t:<meter>:<cycle> (tier counters)
 --                              xs (earliest expiry of a lot, s; 0 = look at once; absent = none expires)  pin (see Pins; mostly absent)
@@ -11,6 +11,8 @@
 --                              marks: one digit, 1 = linked to the plan, 2 = has scopes, 3 = both; then the wallet's seq at the reserve
 --   {pNNNN}:r:<digest> STRING  a report's record, "S|charge|fingerprint|id|outbox entry|position|flags|at_ms". The one key outside its
 --                              wallet's partition: a report's id is its merchant's own, whoever pays, so the id alone places it
+--                              marks: 1 = linked to the plan, 2 = has scopes, 3 = both;  fingerprint: of the reserve, and
+--                              ";<seq>", the wallet's at that moment
 --   {pNNNN}:i:<digest> STRING  the request id of the call that has a caller's idempotency key
 --   {pNNNN}:b:<digest> STRING  the request id of the call that was charged for what can be seen many times
 --   {pNNNN}:q:<id>     STRING  a hold's scopes, only while held and only where it has some: "key;ceiling;tokens;cycle;spend_max|..."
@@ -57,8 +59,8 @@ local function ready(m)
   return epochs[m]
 end
 
--- Appends one outbox entry; packed facts:
---   kind|id|wallet|wseq|amount|balance|plan|funds|position|flags|debt|at_ms|plan_total|pinned|opened
+-- Appends one outbox entry; packed facts: s = kind|id|wallet|wseq|amount|balance|plan|funds|position|flags|debt|at_ms,
+--   e = plan_total|pinned|opened
 --   kind: s settle, c credit, n renew, a adjust, x end of a lot.  plan_total: the plan pot afterwards, held amounts included.
 --   pinned: what became a pin (n, x), negative when a pin ended.  opened: the hold's seq, where it may have burnt pins (s).
 local function emit(m, o, kind, id, wallet, seq, delta, balance, plan, funds, position, flags, debt, row, plan_total, pinned, opened)
@@ -72,6 +74,8 @@ local function emit(m, o, kind, id, wallet, seq, delta, balance, plan, funds, po
       str(debt), str(now_ms), plan_total and str(plan_total) or '', str(pinned or 0), opened and str(opened) or '' }, '|'), 'r', row)
   return epochs[m] .. '-' .. str(pseq)
       str(debt), str(now_ms), str(plan_total), str(pinned or 0), opened and str(opened) or '' }, '|'), 'r', row)
+      str(debt), str(now_ms) }, '|'), 'r', row, 'e',
+    str(plan_total) .. '|' .. str(pinned or 0) .. '|' .. (opened and str(opened) or ''))
 end
 
 -- Lots: "<pot>:<priority>:<expires_s>:<created_ms>:<lot_id>=<remaining>" joined by ','; sorted, so burn order is the string
@@ -335,9 +339,9 @@ ops.V = { n = 10, has_scopes = true, run = function(k, i)
   if want == nil or od == nil then return { 'E400' }, after end
   local held = redis.call('GET', k.h)
   if held then
-    local plan, funds, fp0 = string.match(held, '^H|(%d+)|(%d+)|%d+|%d+|([^|]*)|')
+    local plan, funds, fp0 = string.match(held, '^H|(%d+)|(%d+)|%d+|%d|([^|]*)|')
     if not plan then return { 'E410' }, after end
-    if fp0 ~= fp then return { 'E409' }, after end
+    if string.gsub(fp0, ';%d+$', '') ~= fp then return { 'E409' }, after end
     return { '=H', plan, funds, tier ~= '' and redis.call('HGET', k.w, tier) or '0' }, after
   end
   local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', tier ~= '' and tier or 'seq', 'xs')
@@ -370,7 +374,7 @@ ops.V = { n = 10, has_scopes = true, run = function(k, i)
   end
   if want > 0 then redis.call('HSET', k.w, 'pa', str(pa - plan), 'fa', str(fa - funds), 'ph', str(ph + plan), 'fh', str(fh + funds)) end
   local marks = (linked and 1 or 0) + (n_scopes > 0 and 2 or 0)
-  redis.call('SET', k.h, table.concat({ 'H', str(plan), str(funds), str(od), str(marks) .. w[1], fp, k.wallet, row }, '|'))
+  redis.call('SET', k.h, table.concat({ 'H', str(plan), str(funds), str(od), str(marks), fp .. ';' .. w[1], k.wallet, row }, '|'))
   redis.call('ZADD', k.x, str(now_ms + lease), id)
   return { 'H', str(plan), str(funds), tier ~= '' and (w[6] or '0') or '0' }, after
 end }
@@ -396,6 +400,8 @@ ops.W = { n = ops.V.n + 2, has_scopes = true, run = function(k, i)
 end }
 
 local function is_linked(marks) return marks == '1' or marks == '3' end
+-- The wallet's seq when a hold was opened, out of its record's fingerprint.
+local function opened_at(stamp) return tonumber(string.match(stamp or '', ';(%d+)$')) or 0 end
 local function has_scopes(marks) return marks == '2' or marks == '3' end
 
 -- One pass over a hold's scopes: f(key, ceiling, tokens ('' not limited), cycle, spend_max ('' not limited)).
@@ -470,8 +476,8 @@ ops.S = { n = 14, run = function(k, i)
     return first_report(k, z, rest), after
   elseif record then
     if mode == 'report' then return { 'E409' }, after end
-    local p, f, d, l, since = string.match(record, '^H|(%d+)|(%d+)|(%d+)|(%d)(%d*)|')
-    hp, hf, od, linked, scoped, opened = num(p), num(f), num(d), is_linked(l), has_scopes(l), tonumber(since) or 0
+    local p, f, d, l, stamp = string.match(record, '^H|(%d+)|(%d+)|(%d+)|(%d)|([^|]*)|')
+    hp, hf, od, linked, scoped, opened = num(p), num(f), num(d), is_linked(l), has_scopes(l), opened_at(stamp)
     if mode == 'due' and num(redis.call('ZSCORE', k.x, id)) > now_ms then return { 'E425' }, after end
   elseif mode == 'late' then
     flags = 'l'
@@ -550,7 +556,7 @@ end }
 ops.L = { n = 3, run = function(k, i)
   local id, after = ARGV[i], i + 3
   local record = redis.call('GET', k.h)
-  local head = record and string.match(record, '^(H|%d+|%d+|%d+|%d+|[^|]*|[^|]*|)')
+  local head = record and string.match(record, '^(H|%d+|%d+|%d+|%d|[^|]*|[^|]*|)')
   if not head then return { 'E404' }, after end
   redis.call('SET', k.h, head .. ARGV[i + 2])
   redis.call('ZADD', k.x, 'XX', str(now_ms + tonumber(ARGV[i + 1])), id)
@@ -565,7 +571,7 @@ ops.E = { n = 3, run = function(k, i)
   if not ready(k.m) then return { 'E503' }, after end
   if want == nil then return { 'E400' }, after end
   local record = redis.call('GET', k.h)
-  local hp, hf, od, linked, since, rest = string.match(record or '', '^H|(%d+)|(%d+)|(%d+)|(%d)(%d*)(|.*)$')
+  local hp, hf, od, linked, rest, stamp = string.match(record or '', '^H|(%d+)|(%d+)|(%d+)|(%d)(|([^|]*)|.*)$')
   if not hp then return { 'E404' }, after end
   local plan0, funds0 = num(hp), num(hf)
   local more = want - plan0 - funds0
@@ -587,10 +593,10 @@ ops.E = { n = 3, run = function(k, i)
     if left then return { 'E402', str(left), str(ph + fh) }, after end
   end
   redis.call('HSET', k.w, 'pa', str(pa - plan), 'fa', str(fa - funds), 'ph', str(ph + plan), 'fh', str(fh + funds))
-  redis.call('SET', k.h, table.concat({ 'H', str(plan0 + plan), str(funds0 + funds), od, linked .. since }, '|') .. rest)
+  redis.call('SET', k.h, table.concat({ 'H', str(plan0 + plan), str(funds0 + funds), od, linked }, '|') .. rest)
   local pins = parse(redis.call('HGET', k.w, 'pin') or '')
   if #pins > 0 then
-    back_pins(pins, tonumber(since) or 0, plan, funds)
+    back_pins(pins, opened_at(stamp), plan, funds)
     redis.call('HSET', k.w, 'pin', join(pins))
   end
   return { 'E', str(plan0 + plan), str(funds0 + funds) }, after
