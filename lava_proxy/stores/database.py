@@ -24,14 +24,14 @@ class Database:
         return _Transaction(self._pool)
 
     async def _rows(self, query: str, *args: Any) -> list[dict[str, Any]]:
-        return [dict(row) for row in await _translated(lambda: self._pool.fetch(query, *args))]
+        return [dict(row) for row in await translated(lambda: self._pool.fetch(query, *args))]
 
     async def _row(self, query: str, *args: Any) -> dict[str, Any] | None:
-        row = await _translated(lambda: self._pool.fetchrow(query, *args))
+        row = await translated(lambda: self._pool.fetchrow(query, *args))
         return None if row is None else dict(row)
 
     async def _execute(self, query: str, *args: Any) -> str:
-        return str(await _translated(lambda: self._pool.execute(query, *args)))
+        return str(await translated(lambda: self._pool.execute(query, *args)))
 
 
 class _Transaction:
@@ -71,7 +71,8 @@ class _Transaction:
             raise _unavailable(error) from error
 
 
-async def _translated(call: Callable[[], Awaitable[Any]]) -> Any:
+async def translated(call: Callable[[], Awaitable[Any]]) -> Any:
+    """What a query answers; a failure of Postgres is a StoreError, a broken constraint stays what it is."""
     try:
         return await call()
     except asyncpg.IntegrityConstraintViolationError:
