@@ -470,6 +470,7 @@ ops.S = { n = 14, run = function(k, i)
     local z, fp0, rest = string.match(record, '^S|(%d+)|([^|]*)(.*)$')
     if mode ~= 'report' then return { '=S', z }, after end
     if fp0 ~= fp then return { 'E409' }, after end
+    if rest == '' then return { '=S', z }, after end  -- the end of a call, which says no more
     return first_report(k, z, rest), after
   elseif record then
     if mode == 'report' then return { 'E409' }, after end
