@@ -165,6 +165,7 @@ class Subscription:
     time_zone: str
     anchor_at: datetime
     cycle: Period
+    due_at: datetime  # when the renewals look at it next: the cycle's end, or later while a card is tried
     pending: dict[str, Any] | None  # {"type": "cancellation"} or {"type": "downgrade", "plan_id": ...}; happens at the cycle's end
     started_at: datetime
     cancelled_at: datetime | None = None
@@ -176,6 +177,41 @@ class Subscription:
         return f"{self.subscription_id}.{self.cycle.start:%Y%m%dT%H%M%S}"
 
 
+ChangeKind = Literal["start", "upgrade", "downgrade", "resume", "none"]
+_CYCLES_PER_YEAR: dict[str, int] = {"day": 365, "week": 52, "month": 12, "year": 1}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What moving to a plan means.
+
+    start and upgrade happen now, with a new cycle; a downgrade waits for the cycle's end; resume takes a pending change back; none:
+    the customer is on this plan already. `leftover_nanos`: what the unused time of the old price is worth beyond the new price; it
+    goes to the customer's funds.
+    """
+
+    kind: ChangeKind
+    amount_cents: int = 0
+    leftover_nanos: int = 0
+
+
+def change_to(plan: Terms, current: Subscription | None, at: datetime) -> Change:
+    """What a change to a plan at a moment means and costs."""
+    if current is None or (current.terms.is_free and not plan.is_free):
+        return Change(kind="start", amount_cents=plan.period_amount_nanos // NANOS_PER_CENT)
+    old = current.terms
+    if plan.plan_id == old.plan_id:
+        return Change(kind="none" if current.pending is None else "resume")
+    if _yearly(plan) <= _yearly(old) and not old.is_free:
+        return Change(kind="downgrade")
+    due = plan.period_amount_nanos - unused_nanos(old.period_amount_nanos, current.cycle, at)
+    return Change(kind="upgrade", amount_cents=round_half_even(max(0, due), NANOS_PER_CENT), leftover_nanos=max(0, -due))
+
+
+def _yearly(terms: Terms) -> int:
+    return terms.period_amount_nanos * _CYCLES_PER_YEAR[terms.billing_interval]
+
+
 def unused_nanos(amount_nanos: int, cycle: Period, at: datetime) -> int:
     """The part of a cycle's price for the time after `at`, over the whole length of that cycle; rounded half-even once."""
     if at <= cycle.start:
@@ -184,12 +220,6 @@ def unused_nanos(amount_nanos: int, cycle: Period, at: datetime) -> int:
         return 0
     whole, left = cycle.end - cycle.start, cycle.end - at
     return round_half_even(amount_nanos * _microseconds(left), _microseconds(whole))
-
-
-def upgrade_cents(old: Terms, cycle: Period, new: Terms, at: datetime) -> int:
-    """What a change to a dearer plan costs now: the new price less the unused time of the old, in whole cents, never below 0."""
-    due = new.period_amount_nanos - unused_nanos(old.period_amount_nanos, cycle, at)
-    return max(0, round_half_even(due, NANOS_PER_CENT))
 
 
 def _microseconds(delta: Any) -> int:

@@ -268,9 +268,9 @@ class PlanStore(Database):
         s = subscription
         try:
             await self._execute(
-                """INSERT INTO subscription VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)""",
+                """INSERT INTO subscription VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)""",
                 s.subscription_id, s.merchant_id, s.connection_id, s.wallet_id, s.terms.plan_id, s.terms.document(), s.status,
-                s.auto_top_up_bundle_id, s.time_zone, s.anchor_at, s.cycle.index, s.cycle.start, s.cycle.end, s.pending,
+                s.auto_top_up_bundle_id, s.time_zone, s.anchor_at, s.cycle.index, s.cycle.start, s.cycle.end, s.due_at, s.pending,
                 s.started_at, s.cancelled_at, db=db,
             )  # fmt: skip
         except asyncpg.UniqueViolationError as error:
@@ -281,10 +281,10 @@ class PlanStore(Database):
         s = subscription
         await self._execute(
             """UPDATE subscription SET plan_id = $2, terms = $3, status = $4, auto_top_up_bundle_id = $5, anchor_at = $6,
-            cycle_index = $7, cycle_start_at = $8, cycle_end_at = $9, pending = $10, cancelled_at = $11
-            WHERE subscription_id = $1""",
+            cycle_index = $7, cycle_start_at = $8, cycle_end_at = $9, due_at = $10, pending = $11,
+            cancelled_at = $12 WHERE subscription_id = $1""",
             s.subscription_id, s.terms.plan_id, s.terms.document(), s.status, s.auto_top_up_bundle_id, s.anchor_at, s.cycle.index,
-            s.cycle.start, s.cycle.end, s.pending, s.cancelled_at, db=db,
+            s.cycle.start, s.cycle.end, s.due_at, s.pending, s.cancelled_at, db=db,
         )  # fmt: skip
 
     async def begin_period(
@@ -301,10 +301,10 @@ class PlanStore(Database):
         )  # fmt: skip
 
     async def due(self, db: Any, at: datetime, limit: int) -> list[Subscription]:
-        """Live subscriptions whose cycle has ended, locked for the transaction; those that another worker holds are skipped."""
+        """Live subscriptions that are due, locked for the transaction; those that another worker holds are skipped."""
         rows = await self._rows(
-            f"""{_SUBSCRIPTION} WHERE s.status <> 'cancelled' AND s.cycle_end_at <= $1
-            ORDER BY s.cycle_end_at LIMIT $2 FOR UPDATE OF s SKIP LOCKED""",
+            f"""{_SUBSCRIPTION} WHERE s.status <> 'cancelled' AND s.due_at <= $1
+            ORDER BY s.due_at LIMIT $2 FOR UPDATE OF s SKIP LOCKED""",
             at, limit, db=db,
         )  # fmt: skip
         return [_subscription(row) for row in rows]
@@ -330,6 +330,7 @@ def _subscription(row: dict[str, Any]) -> Subscription:
         subscription_id=row["subscription_id"], merchant_id=row["merchant_id"], connection_id=row["connection_id"],
         wallet_id=row["wallet_id"], terms=parse_terms(row["terms"]), status=row["status"],
         auto_top_up_bundle_id=row["auto_top_up_bundle_id"], time_zone=row["time_zone"], anchor_at=row["anchor_at"],
-        cycle=Period(index=row["cycle_index"], start=row["cycle_start_at"], end=row["cycle_end_at"]), pending=row["pending"],
+        cycle=Period(index=row["cycle_index"], start=row["cycle_start_at"], end=row["cycle_end_at"]), due_at=row["due_at"],
+        pending=row["pending"],
         started_at=row["started_at"], cancelled_at=row["cancelled_at"], contact=row["contact"],
     )  # fmt: skip

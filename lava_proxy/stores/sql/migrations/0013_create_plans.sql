@@ -49,12 +49,13 @@ CREATE TABLE subscription (
   cycle_index           integer NOT NULL,
   cycle_start_at        timestamptz NOT NULL,
   cycle_end_at          timestamptz NOT NULL,
+  due_at                timestamptz NOT NULL, -- when the renewals look at it next: the cycle's end, or later while a card is tried
   pending               jsonb,
   started_at            timestamptz NOT NULL,
   cancelled_at          timestamptz
 );
 CREATE UNIQUE INDEX subscription_live ON subscription (connection_id) WHERE status <> 'cancelled';
-CREATE INDEX subscription_due ON subscription (cycle_end_at) WHERE status <> 'cancelled';
+CREATE INDEX subscription_due ON subscription (due_at) WHERE status <> 'cancelled';
 CREATE INDEX subscription_by_merchant ON subscription (merchant_id, subscription_id);
 
 -- One row a period that was begun, whoever begins it and however often: the guard that a renewal happens once.
