@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from aiohttp import web
 
@@ -41,6 +42,9 @@ from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.webhook_store import WebhookStore
+
+OPENAPI_DOCUMENT: web.AppKey[Mapping[str, Any]] = web.AppKey("openapi_document", Mapping[str, Any])
+"""Where the application keeps its description, for the page that shows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,8 +101,10 @@ def build_application(deps: ApiDependencies) -> web.Application:
         first_call=deps.first_call if deps.dev else None,
     )
     operations = operations_of(deps)
+    openapi = OpenApi(operations)
+    application[OPENAPI_DOCUMENT] = openapi.value
     for routes in (
-        routes_of([*operations, *OpenApi(operations).operations()]),
+        routes_of([*operations, *openapi.operations()]),
         HealthPages(health, deps.metrics, deps.price_version).routes(),
         status_page.routes(),
         deps.processor_routes,

@@ -23,7 +23,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from lava_proxy import tasks, telemetry
-from lava_proxy.api.application import ApiDependencies, build_application
+from lava_proxy.api.application import OPENAPI_DOCUMENT, ApiDependencies, build_application
 from lava_proxy.app.card_payments import open_card_payments
 from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.funding import Funding
@@ -220,7 +220,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             processor_routes=cards.routes(),
         )
     )
-    application.add_routes(Site().routes())
+    application.add_routes(Site(application[OPENAPI_DOCUMENT]).routes())
     # The gateway has bounded the head already; aiohttp's own, smaller bounds would answer without our envelope.
     head_bytes_max = settings.http.head_bytes_max
     runner = web.AppRunner(

@@ -7,6 +7,7 @@ import hashlib
 import re
 import tomllib
 from importlib import resources
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -15,11 +16,13 @@ from aiohttp.test_utils import TestClient, TestServer
 from lava_proxy.web.pages import icon, usd
 from lava_proxy.web.site import Site
 
+DOCUMENT: dict[str, Any] = {"info": {"title": "API", "version": "1"}, "paths": {}}
+
 
 @pytest.fixture
 async def client():  # type: ignore[no-untyped-def]
     application = web.Application()
-    application.add_routes(Site().routes())
+    application.add_routes(Site(DOCUMENT).routes())
     async with TestClient(TestServer(application)) as client:
         yield client
 
