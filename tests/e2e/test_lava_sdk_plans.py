@@ -66,10 +66,13 @@ def test_plans_bundles_and_subscriptions_of_the_newest_sdk(sdks: Sdks) -> None:
     assert (subscription["plan_id"], subscription["status"]) == (free["plan_id"], "active")
     assert sdks.call("lava11", "customers.getSubscription", customer) == made
     summary = sdks.call("lava11", "customers.retrieve", customer)["subscription"]
-    assert summary == {
-        "subscription_id": subscription["subscription_id"], "plan_id": free["plan_id"], "name": "Free of the SDK",
+    expected = {
+        "subscription_id": subscription["subscription_id"],
+        "plan_id": free["plan_id"],
+        "name": "Free of the SDK",
         "status": "active",
-    }  # fmt: skip
+    }
+    assert summary == {**summary, **expected}
     by = {"status": "active", "customer_id": customer, "limit": 10}
     found = has_shape(sdks.call("lava11", "subscriptions.list", by), page_of(lava_sdk.LISTED_SUBSCRIPTION))
     assert [one["subscription_id"] for one in found["data"]] == [subscription["subscription_id"]]

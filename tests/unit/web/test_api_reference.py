@@ -6,6 +6,7 @@ import html
 import json
 import re
 import subprocess
+from importlib import resources
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -65,6 +66,13 @@ async def test_nothing_on_the_page_runs_inline_or_comes_from_elsewhere(page: str
     identifiers = re.findall(r'\sid="([^"]+)"', page)
     assert len(identifiers) == len(set(identifiers))
     assert {link for link in re.findall(r'href="#([^"]+)"', page)} <= set(identifiers)
+
+
+async def test_the_guides_link_to_operations_that_are_there(page: str) -> None:
+    guides = resources.files("lava_proxy.web").joinpath("guides")
+    text = "".join(entry.read_text() for entry in guides.iterdir() if entry.name.endswith(".md"))
+    anchors = set(re.findall(r"\]\(/docs/api#([^)]+)\)", text))
+    assert anchors and anchors <= set(re.findall(r'<article class="ref-operation" id="([^"]+)"', page))
 
 
 def test_types_rules_and_nested_fields_are_told_in_words(document: dict[str, Any]) -> None:

@@ -43,6 +43,16 @@ async def test_every_guide_is_a_page_whose_links_and_assets_lead_somewhere(clien
         assert {link for link in re.findall(r'href="#([^"]+)"', text)} <= anchors
 
 
+async def test_links_between_guides_lead_to_their_sections(client: TestClient) -> None:  # type: ignore[type-arg]
+    """Those into the API reference go by the names of its operations, which test_api_reference.py looks at."""
+    first = await (await client.get("/docs")).text()
+    for guide in set(re.findall(r'href="(/docs/[a-z-]+)"', first)):
+        text = await (await client.get(guide)).text()
+        for page, anchor in re.findall(r'href="(/docs/[a-z-]+)#([^"]+)"', text):
+            if page != "/docs/api":
+                assert f'id="{anchor}"' in await (await client.get(page)).text(), (guide, page, anchor)
+
+
 async def test_an_asset_of_another_version_and_an_unknown_guide_are_pages_that_say_404(client: TestClient) -> None:  # type: ignore[type-arg]
     assert (await client.get("/static/000000000000/app.css")).status == 404
     answer = await client.get("/docs/none")
