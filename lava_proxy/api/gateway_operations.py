@@ -129,7 +129,7 @@ GATEWAY_PATHS: dict[str, dict[str, Any]] = {
 
 def routes_of_gateway() -> list[web.RouteDef]:
     """Where the gateway answers one method and the control plane the others: routed here too, so that a refusal names them all."""
-    return [web.post("/v1/requests", _misdirected)]
+    return [web.post("/v1/requests", _misdirected), web.post("/v1/requests/batch", _misdirected)]
 
 
 async def _misdirected(request: web.Request) -> web.StreamResponse:
