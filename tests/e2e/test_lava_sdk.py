@@ -165,7 +165,7 @@ def forwarded(url: str, token: str) -> str:
 
 
 def test_a_token_of_each_generation_pays_for_a_forwarded_call(sdks: Sdks, daemon: Daemon) -> None:
-    """2: the wallet, the meter and the request are the same ones, whatever they are called."""
+    """The wallet, the meter and the request are the same ones, whatever they are called."""
     customer_id = daemon.info["connection_id"]
     secret = sdks.call("lava2", "connections.retrieve", customer_id)["connection_secret"]
     meter = sdks.call("lava11", "meters.create", new_meter("Tokens of SDKs"))
@@ -299,7 +299,7 @@ def report(daemon: Daemon, request_id: str, metadata: dict[str, str]) -> dict[st
 
 
 def test_a_report_is_charged_once_and_answered_with_the_request(sdks: Sdks, daemon: Daemon) -> None:
-    """4: a repeat gets the stored request."""
+    """L7: a repeat gets the stored request."""
     customer = sdks.call("lava11", "customers.create", {"reference_id": "sdk-reports"})["customer_id"]
     for sdk, field, shape in (("lava8", "connection_id", lava_sdk.OLDER_REQUEST), ("lava11", "customer_id", lava_sdk.REQUEST)):
         body = {**report(daemon, f"report-{sdk}", {"feature": "chat"}), field: customer}
@@ -330,7 +330,7 @@ def test_requests_are_listed_by_customer_meter_and_metadata(sdks: Sdks, daemon: 
 
 
 def test_usage_by_day_in_each_vocabulary(sdks: Sdks, daemon: Daemon) -> None:
-    """9: the offset of `start` is the zone of the days."""
+    """The offset of `start` is the zone of the days."""
     customer = sdks.call("lava11", "customers.create", {"reference_id": "sdk-usage"})["customer_id"]
     body = {**report(daemon, "usage-1", {"feature": "u"}), "customer_id": customer}
     created = sdks.call("lava11", "requests.create", body)["created_at"]

@@ -25,7 +25,7 @@ def client(daemon: Daemon) -> Iterator[LavaClient]:
 
 
 def test_a_shop_from_the_first_customer_to_the_last_request(daemon: Daemon, client: LavaClient) -> None:
-    """4: reports, alone and in batches, are charged once."""
+    """L7: reports, alone and in batches, are charged once."""
     first_price, price = [{"start": "0", "rate": "20"}], {"start": "0", "rate": "10"}
     meter = client.meters.create(name="Python client", rate_type="fixed", tier_type="tokens_1m", tiers=first_price)
     changed = client.meters.update(meter["meter_id"], tiers=[price])
