@@ -185,8 +185,9 @@ class Grants:
         standing = await self._catalog.plan_standing(
             connection.connection_id, None if grant.meter is None else grant.meter.meter_id
         )  # fmt: skip
+        terms = await self._catalog.billing_terms(connection.connection_id, grant.meter.meter_id if grant.meter else None)
         return replace(
-            grant,
+            terms.on(grant),
             wallet_id=connection.wallet_id,
             connection_id=connection.connection_id,
             plan_linked=standing is not None and standing.is_linked,

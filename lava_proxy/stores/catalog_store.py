@@ -15,6 +15,7 @@ from lava_proxy.domain.limits import KeyRules, Limits, limits_document, parse_li
 from lava_proxy.domain.plans import cycle_name
 from lava_proxy.domain.webhooks import CUSTOMER_CREATED
 from lava_proxy.stores.balance_store import partition_of
+from lava_proxy.stores.billing_terms import BillingTerms, billing_terms
 from lava_proxy.stores.database import Database, translated
 from lava_proxy.stores.ids import hash_of, new_id, new_secret
 from lava_proxy.stores.plan_store import add_default_plan, start_on_default_plan
@@ -287,6 +288,9 @@ class CatalogStore(Database):
         if row is None:
             return None
         return PlanStanding(cycle_id=cycle_name(row["subscription_id"], row["cycle_start_at"]), is_linked=row["is_linked"])
+    async def billing_terms(self, connection_id: str, meter_id: str | None) -> BillingTerms:
+        """On what terms a connection's calls by a meter are charged: plan credit, tier cycle, overdraft line."""
+        return await billing_terms(self._row, connection_id, meter_id)
 
     # -- spend keys
 
