@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from aiohttp import web
@@ -13,14 +15,18 @@ from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.cards import Cards
 from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
+from lava_proxy.billing.overage import OverageDesk
 from lava_proxy.billing.subscriptions import Subscriptions
 from lava_proxy.domain.errors import CallerError
 from lava_proxy.payments.processor import Processor
 from lava_proxy.payments.sandbox import SandboxProcessor
 from lava_proxy.settings import Settings
 from lava_proxy.stores.charge_store import ChargeStore
+from lava_proxy.stores.outbox import Outbox
+from lava_proxy.stores.overage_store import OverageStore
 from lava_proxy.stores.plan_store import PlanStore
 from lava_proxy.stores.postgres import Pool
+from lava_proxy.workers.overage import OverageWorker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +67,8 @@ def open_card_payments(pool: Pool, funding: Funding, config: RunConfig, settings
         on_transition=subscriptions.on_transition,
         adjust=funding.adjust,
     )
+    effects = subscriptions.effects()
+    charges = Charges(store, processor, funding, clock, effects | {"auto_top_up": effects["bundle"]})
     return CardPayments(
         processor=processor,
         store=store,
@@ -69,6 +77,12 @@ def open_card_payments(pool: Pool, funding: Funding, config: RunConfig, settings
         plans=plans,
         subscriptions=subscriptions,
     )
+
+
+def open_overage(pool: Pool, cards: CardPayments, outbox: Outbox, clock: Callable[[], datetime]) -> OverageWorker:
+    """The worker that charges these cards for usage beyond the credit."""
+    store = OverageStore(pool)
+    return OverageWorker(store, OverageDesk(store, cards.store, cards.charges, outbox, clock), outbox, clock)
 
 
 def processor_of(pool: Any, config: RunConfig, settings: Settings) -> Processor | None:

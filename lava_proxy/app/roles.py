@@ -25,6 +25,8 @@ from redis.exceptions import RedisError
 from lava_proxy import tasks, telemetry
 from lava_proxy.api.application import OPENAPI_DOCUMENT, ApiDependencies, build_application
 from lava_proxy.app.card_payments import open_card_payments
+from lava_proxy.api.application import ApiDependencies, build_application
+from lava_proxy.app.card_payments import open_card_payments, open_overage
 from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rating import Rating
@@ -263,6 +265,7 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
     cards = open_card_payments(stores.pool, funding, config, settings)
     renewals = Renewals(cards.subscriptions, cards.charges)
     charger = Charger(cards.store, cards.charges, business_clock(config))
+    overage = open_overage(stores.pool, cards, stores.outbox, business_clock(config))
     recovery = Recovery(stores.outbox, stores.ledger, business_clock(config))
     drift = Drift(stores.outbox, stores.ledger)
     webhook_client = webhook_client_of(config, settings)
@@ -300,6 +303,7 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         tasks.start("credit-applier", _every(1.0, lambda: lead(applier.run_once))),
         tasks.start("charger", _every(1.0, lambda: lead(charger.run_once))),
         tasks.start("renewals", _every(1.0, lambda: lead(renewals.run_once))),
+        tasks.start("overage", _every(0.25, lambda: lead(overage.run_once))),
         tasks.start("lot-expirer", _every(1.0, lambda: lead(expirer.run_once))),
         tasks.start("drift", _every(_DRIFT_ROUND_S, lambda: lead(drift.run_once))),
         tasks.start("webhook-sender", _every(0.0, send)),

@@ -28,6 +28,10 @@ from lava_proxy.domain.webhooks import (
     SUBSCRIPTION_CREATED,
     SUBSCRIPTION_RENEWED,
 )
+from lava_proxy.billing.charges import Effect, bundle_credit_id
+from lava_proxy.domain.errors import Conflict, NotFound
+from lava_proxy.domain.money import nanos_of_cents
+from lava_proxy.domain.plans import NANOS_PER_CENT, Change, Plan, Subscription, Terms, change_to
 from lava_proxy.stores.catalog_store import Connection
 from lava_proxy.stores.charge_store import Charge, Purpose
 from lava_proxy.stores.ids import new_id
@@ -208,6 +212,9 @@ class Subscriptions:
         beginning = _renewal(found, terms, anchor, cycle, offers[terms.plan_id], charge.charge_id)
         if not await self._begin(db, [beginning]):
             await self._to_funds(db, charge, charge.captured_cents)
+    def effects(self) -> dict[Purpose, Effect]:
+        """What captured charges of these purposes do, for `billing/charges.py`."""
+        return {"bundle": self.bundle_bought}
 
     async def bundle_bought(self, db: Any, charge: Charge) -> None:
         """A bundle has been paid: its credit joins the plan's, for the cycle or for good as the plan says."""
@@ -216,6 +223,13 @@ class Subscriptions:
             return await self._to_funds(db, charge, charge.captured_cents)
         await self._funding.grant_bundle(
             charge.merchant_id, charge.wallet_id, int(charge.subject["credit_nanos"]), "bundle", f"bun_{charge.charge_id}",
+            await self._funding.fund(
+                charge.merchant_id, charge.wallet_id, nanos_of_cents(charge.captured_cents), "unused_payment",
+                f"unu_{charge.charge_id}", db=db,
+            )  # fmt: skip
+            return
+        await self._funding.grant_bundle(
+            charge.merchant_id, charge.wallet_id, int(charge.subject["credit_nanos"]), "bundle", bundle_credit_id(charge),
             expires_at=found.cycle.end if "bundle" in found.terms.ends else None, db=db,
         )  # fmt: skip
 

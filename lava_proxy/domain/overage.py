@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal
 
-from lava_proxy.domain.plans import BLOCK, NANOS_PER_CENT, Bundle, Overage
+from lava_proxy.domain.money import NANOS_PER_CENT
+from lava_proxy.domain.plans import BLOCK, Bundle, Overage
 
 LimitedReason = Literal["", "no_card", "suspended", "requires_action"]
 

@@ -32,6 +32,10 @@ EVENT_TYPES: tuple[str, ...] = (
     SUBSCRIPTION_CHANGED,
     SUBSCRIPTION_CANCELLED,
 )
+CUSTOMER_LIMITED = "customer.limited"
+TEST_EVENT = "webhook.test"
+
+EVENT_TYPES: tuple[str, ...] = (CUSTOMER_CREATED, BALANCE_UPDATED, CUSTOMER_DELETED, CUSTOMER_LIMITED)
 """What an endpoint can select, by the newest names; whoever emits a new type adds it here."""
 
 TRY_WINDOW = timedelta(days=3)

@@ -7,11 +7,15 @@ CREATE TABLE overage_line (
   debt_nanos_min    bigint NOT NULL, -- flushing notes the wallet at this debt,
   balance_nanos_max bigint NOT NULL, -- or at this balance, and below
   overdraft_nanos   bigint NOT NULL, -- how far below zero a reserve may go; 0 while limited
-  limited_reason    text NOT NULL,   -- no_card, suspended, requires_action; '' = the card can be charged
-  times_limited     integer NOT NULL DEFAULT 0
+  limited_reason    text NOT NULL    -- no_card, suspended, requires_action; '' = the card can be charged
 );
+CREATE FUNCTION notify_overage_line() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM pg_notify('catalogue', 'connection:' || connection_id) FROM connection WHERE wallet_id = coalesce(NEW.wallet_id, OLD.wallet_id);
+  RETURN NULL;
+END $$;
 CREATE TRIGGER catalogue_changed AFTER INSERT OR UPDATE OR DELETE ON overage_line
-  FOR EACH STATEMENT EXECUTE FUNCTION notify_catalogue();
+  FOR EACH ROW EXECUTE FUNCTION notify_overage_line();
 
 -- Wallets to be looked at, and why. Only ever appended to (nobody waits for a lock here) and deleted by the worker.
 CREATE TABLE overage_note (
