@@ -12,6 +12,7 @@ from aiohttp import web
 from lava_proxy.api.auth_callback import AuthCallback
 from lava_proxy.api.authentication import authentication
 from lava_proxy.api.connections import Connections
+from lava_proxy.api.customer_accounts import CustomerAccounts
 from lava_proxy.api.customers import Customers
 from lava_proxy.api.envelope import BODY_BYTES_MAX, add_common_headers, answer_errors, bound_body
 from lava_proxy.api.exports import Exports
@@ -23,6 +24,7 @@ from lava_proxy.api.models import Models
 from lava_proxy.api.openapi import OpenApi
 from lava_proxy.api.operations import Operation, routes_of
 from lava_proxy.api.plans import Plans
+from lava_proxy.api.payments import PaymentServices
 from lava_proxy.api.rate_limit import REQUESTS_PER_MINUTE, add_rate_limit_headers, rate_limit
 from lava_proxy.api.requests import Requests
 from lava_proxy.api.secret_keys import SecretKeys
@@ -67,6 +69,7 @@ class ApiDependencies:
     request_export: RequestExport
     webhooks: WebhookStore
     webhook_client: WebhookClient
+    payments: PaymentServices
     price_version: str
     metrics: Callable[[], bytes]
     started_at: datetime
@@ -135,7 +138,8 @@ def operations_of(deps: ApiDependencies) -> list[Operation]:
         SecretKeys(stores.secret_keys),
         WalletKeys(),
         Models(deps.models, clock),
-        Wallet(outbox),
+        Wallet(outbox, deps.payments),
+        CustomerAccounts(catalog, outbox, deps.payments),
         Webhooks(deps.webhooks, deps.webhook_client, clock),
         AuthCallback(catalog, stores.login_codes, stores.secret_keys),
     )
