@@ -25,7 +25,7 @@ _OVERAGE = Overage(policy="charge", threshold_nanos=5 * USD)
 
 
 def test_a_worker_killed_while_it_charges_takes_nothing_that_it_does_not_credit(tmp_path: Path) -> None:
-    """56, 60, I24, I25, I27: twenty reports of $3 on $25, the worker killed eight times meanwhile; then once at leisure: in seconds."""
+    """56, 60, I24, I25, I27: twenty reports of $3 on $25, the worker killed eight times; then one more, at leisure."""
     with running(tmp_path, "--workers", "1") as daemon:
         card = daemon.cli("card", "add", "--customer", "sandbox-customer")
         assert card["last4"] == "4242"
