@@ -18,7 +18,7 @@ async def set_line(gateway: Gateway, policy: str, overdraft_nanos: int) -> None:
         gateway.connection.wallet_id, policy, overdraft_nanos,
     )  # fmt: skip
     async with asyncio.timeout(5):
-        while gateway.worker._grants.known(gateway.token.encode()) is not None:
+        while any(payer.grant.wallet_id == gateway.connection.wallet_id for payer in gateway.worker._grants._known.values()):
             await asyncio.sleep(0.01)  # a notice of Postgres: there is no event to await
 
 
@@ -40,7 +40,7 @@ async def test_calls_go_on_down_the_line_at_the_meters_own_rate_and_no_further(g
     )
     gateway.start_nanos = within["charge_nanos"]
     assert (await post(gateway, 100)).status == 402
-    await set_line(gateway, "charge", 2 * within["charge_nanos"] + 1000 * NANOS_PER_TOKEN)
+    await set_line(gateway, "charge", 2 * within["charge_nanos"] + 2000 * NANOS_PER_TOKEN)
     assert (await post(gateway, 100)).status == 200
     beyond = (await gateway.rows())[-1]
     assert (beyond["charge_nanos"], beyond["flags"]) == (within["charge_nanos"], "d")
