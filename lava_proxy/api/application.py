@@ -23,8 +23,8 @@ from lava_proxy.api.meters import Meters
 from lava_proxy.api.models import Models
 from lava_proxy.api.openapi import OpenApi
 from lava_proxy.api.operations import Operation, routes_of
-from lava_proxy.api.plans import Plans
 from lava_proxy.api.payments import PaymentServices
+from lava_proxy.api.plans import Plans
 from lava_proxy.api.rate_limit import REQUESTS_PER_MINUTE, add_rate_limit_headers, rate_limit
 from lava_proxy.api.requests import Requests
 from lava_proxy.api.secret_keys import SecretKeys

@@ -81,10 +81,7 @@ def open_card_payments(pool: Pool, funding: Funding, config: RunConfig, settings
         clock,
         subscriptions.effects(),
         on_transition=subscriptions.on_transition,
-        adjust=funding.adjust,
     )
-    effects = subscriptions.effects()
-    charges = Charges(store, processor, funding, clock, effects | {"auto_top_up": effects["bundle"]})
     return CardPayments(
         processor=processor,
         store=store,

@@ -24,8 +24,6 @@ from redis.exceptions import RedisError
 
 from lava_proxy import tasks, telemetry
 from lava_proxy.api.application import OPENAPI_DOCUMENT, ApiDependencies, build_application
-from lava_proxy.app.card_payments import open_card_payments
-from lava_proxy.api.application import ApiDependencies, build_application
 from lava_proxy.app.card_payments import open_card_payments, open_overage
 from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.funding import Funding

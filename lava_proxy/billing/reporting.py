@@ -218,9 +218,6 @@ class Reporting:
         try:
             connection = await self._catalog.connection(merchant_id, customer_ref)
             meter = await self._catalog.meter(merchant_id, meter_ref)
-            standing = None
-            if connection is not None and meter is not None:
-                standing = await self._catalog.plan_standing(connection.connection_id, meter.meter_id)
             terms = BillingTerms()
             if connection is not None and meter is not None:
                 terms = await self._catalog.billing_terms(connection.connection_id, meter.meter_id)
@@ -243,8 +240,6 @@ class Reporting:
             wallet_id=connection.wallet_id,
             connection_id=connection.connection_id,
             meter=meter.version,
-            plan_linked=standing is not None and standing.is_linked,
-            cycle_id=None if standing is None else standing.cycle_id,
         )
         return terms.on(grant)
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from lava_proxy.billing.charges import Effect
+from lava_proxy.billing.charges import Effect, bundle_credit_id
 from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.calendar import Period, period, period_at
 from lava_proxy.domain.errors import Conflict, LavaError, NotFound
@@ -28,10 +28,6 @@ from lava_proxy.domain.webhooks import (
     SUBSCRIPTION_CREATED,
     SUBSCRIPTION_RENEWED,
 )
-from lava_proxy.billing.charges import Effect, bundle_credit_id
-from lava_proxy.domain.errors import Conflict, NotFound
-from lava_proxy.domain.money import nanos_of_cents
-from lava_proxy.domain.plans import NANOS_PER_CENT, Change, Plan, Subscription, Terms, change_to
 from lava_proxy.stores.catalog_store import Connection
 from lava_proxy.stores.charge_store import Charge, Purpose
 from lava_proxy.stores.ids import new_id
@@ -182,6 +178,7 @@ class Subscriptions:
             "plan_upgrade": self.started,
             "subscription_renewal": self.renewed,
             "bundle": self.bundle_bought,
+            "auto_top_up": self.bundle_bought,
         }
 
     async def started(self, db: Any, charge: Charge) -> None:
@@ -212,22 +209,12 @@ class Subscriptions:
         beginning = _renewal(found, terms, anchor, cycle, offers[terms.plan_id], charge.charge_id)
         if not await self._begin(db, [beginning]):
             await self._to_funds(db, charge, charge.captured_cents)
-    def effects(self) -> dict[Purpose, Effect]:
-        """What captured charges of these purposes do, for `billing/charges.py`."""
-        return {"bundle": self.bundle_bought}
 
     async def bundle_bought(self, db: Any, charge: Charge) -> None:
         """A bundle has been paid: its credit joins the plan's, for the cycle or for good as the plan says."""
         found = await self._plans.live_subscription(charge.subject["connection_id"], db=db, lock=True)
         if found is None:
             return await self._to_funds(db, charge, charge.captured_cents)
-        await self._funding.grant_bundle(
-            charge.merchant_id, charge.wallet_id, int(charge.subject["credit_nanos"]), "bundle", f"bun_{charge.charge_id}",
-            await self._funding.fund(
-                charge.merchant_id, charge.wallet_id, nanos_of_cents(charge.captured_cents), "unused_payment",
-                f"unu_{charge.charge_id}", db=db,
-            )  # fmt: skip
-            return
         await self._funding.grant_bundle(
             charge.merchant_id, charge.wallet_id, int(charge.subject["credit_nanos"]), "bundle", bundle_credit_id(charge),
             expires_at=found.cycle.end if "bundle" in found.terms.ends else None, db=db,

@@ -17,6 +17,7 @@ DeliveryState = Literal["pending", "delivered", "failed"]
 CUSTOMER_CREATED = "customer.created"
 BALANCE_UPDATED = "customer.wallet.balance.updated"
 CUSTOMER_DELETED = "customer.deleted"
+CUSTOMER_LIMITED = "customer.limited"
 SUBSCRIPTION_CREATED: Final = "subscription.created"
 SUBSCRIPTION_RENEWED: Final = "subscription.renewed"
 SUBSCRIPTION_CHANGED: Final = "subscription.changed"
@@ -27,15 +28,12 @@ EVENT_TYPES: tuple[str, ...] = (
     CUSTOMER_CREATED,
     BALANCE_UPDATED,
     CUSTOMER_DELETED,
+    CUSTOMER_LIMITED,
     SUBSCRIPTION_CREATED,
     SUBSCRIPTION_RENEWED,
     SUBSCRIPTION_CHANGED,
     SUBSCRIPTION_CANCELLED,
 )
-CUSTOMER_LIMITED = "customer.limited"
-TEST_EVENT = "webhook.test"
-
-EVENT_TYPES: tuple[str, ...] = (CUSTOMER_CREATED, BALANCE_UPDATED, CUSTOMER_DELETED, CUSTOMER_LIMITED)
 """What an endpoint can select, by the newest names; whoever emits a new type adds it here."""
 
 TRY_WINDOW = timedelta(days=3)

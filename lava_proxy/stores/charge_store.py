@@ -11,7 +11,6 @@ from typing import Any, Literal
 import asyncpg
 
 from lava_proxy.domain.errors import Conflict, NotFound, StoreError
-from lava_proxy.stores.catalog_store import Credit
 from lava_proxy.stores.database import translated
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.postgres import Pool

@@ -13,10 +13,9 @@ from openapi_spec_validator import validate
 from lava_proxy.api.application import build_application
 from lava_proxy.domain.limits import KeyRules, Limits
 from lava_proxy.domain.plans import Terms
+from lava_proxy.payments.processor import CardDetails
 from lava_proxy.stores.plan_store import BundleDraft, PlanStore
 from tests.engines import RunningEngines
-from tests.integration.api_world import CLOCK, USD, Shop, Stores, dependencies, open_shop, opened_stores, sell, served
-from lava_proxy.payments.processor import CardDetails
 from tests.integration.api_world import CLOCK, USD, Shop, Stores, dependencies, open_shop, opened_stores, payments, sell, served
 
 Client = TestClient[Any, Any]
