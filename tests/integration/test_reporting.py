@@ -353,6 +353,7 @@ async def test_a_tier_counter_never_passes_what_can_be_counted(world: World, cus
 
 async def test_cycles_follow_the_business_clock(world: World, customer: Customer) -> None:
     meter = await customer.meter((0, 5 * USD), (1_000, 1 * USD))
+    await world.pool.execute("UPDATE subscription SET status = 'cancelled'")  # without a plan, the calendar month is the cycle
     moments = iter([NOW, NOW, datetime.fromisoformat("2026-12-01T00:00:00+00:00")])
     taker = reporting(world, clock=lambda: next(moments))
     answers = [(await report(taker, customer, customer.body(key, meter, 1_000)))[0] for key in "abc"]
