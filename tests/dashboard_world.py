@@ -98,7 +98,7 @@ async def dashboard_world(
             "ledger": stores.ledger,
             "outbox": stores.outbox,
             "merchant_stores": open_merchant_stores(stores.pool, stores.redis, stores.catalog, stores.vault, business),
-            "funding": Funding(stores.catalog, stores.balances),
+            "funding": Funding(stores.catalog, stores.balances, business),
             "usage": UsageStore(stores.pool),
             "request_export": RequestExport(stores.pool),
             "webhooks": stores.webhooks,

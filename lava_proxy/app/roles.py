@@ -44,7 +44,7 @@ from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
-from lava_proxy.stores.merchant_stores import open_merchant_stores
+from lava_proxy.stores.merchant_stores import MerchantStores, open_merchant_stores
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
@@ -57,6 +57,7 @@ from lava_proxy.workers.credit_applier import CreditApplier
 from lava_proxy.workers.drift import Drift
 from lava_proxy.workers.flusher import Flusher, kill_self
 from lava_proxy.workers.hold_reaper import HoldReaper
+from lava_proxy.workers.lot_expirer import LotExpirer
 from lava_proxy.workers.recovery import Recovery
 from lava_proxy.workers.webhook_sender import WebhookSender
 
@@ -103,7 +104,7 @@ async def open_stores(config: RunConfig, settings: Settings, *, pool_max: int, r
     return Stores(
         redis,
         hot,
-        Outbox(redis),
+        Outbox(redis, business_clock(config)),
         BalanceStore(hot),
         pool,
         CatalogStore(pool, vault),
@@ -197,40 +198,25 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     environment = settings.environment
     webhook_client = webhook_client_of(config, settings)
     await webhook_client.open()
-    cards = open_card_payments(stores.pool, Funding(stores.catalog, stores.balances), config, settings)
     clock = business_clock(config)
+    funding = Funding(stores.catalog, stores.balances, clock)
+    cards = open_card_payments(stores.pool, funding, config, settings)
     merchant_stores = open_merchant_stores(stores.pool, stores.redis, stores.catalog, vault_of(config), clock)
-    site = Site(
-        DashboardDependencies(
-            pool=stores.pool,
-            catalog=stores.catalog,
-            ledger=stores.ledger,
-            outbox=stores.outbox,
-            merchant_stores=merchant_stores,
-            funding=Funding(stores.catalog, stores.balances),
-            usage=UsageStore(stores.pool),
-            request_export=RequestExport(stores.pool),
-            webhooks=stores.webhooks,
-            sessions=DashboardSessions(stores.redis),
-            audit_log=AuditLog(stores.pool, clock),
-            public_url=config.base_url.removesuffix("v1/"),
-            clock=clock,
-        )
-    )
+    site = Site(_dashboard_of(stores, merchant_stores, funding, config))
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
             ledger=stores.ledger,
             outbox=stores.outbox,
             merchant_stores=merchant_stores,
-            funding=Funding(stores.catalog, stores.balances),
+            funding=funding,
             usage=UsageStore(stores.pool),
             request_export=RequestExport(stores.pool),
             webhooks=stores.webhooks,
             webhook_client=webhook_client,
             price_version=prices_of(settings).version,
             models=listed_models(registry_of(config, settings)),
-            clock=business_clock(config),
+            clock=clock,
             metrics=lambda: _exposition(environment),
             started_at=datetime.now(UTC),
             dev=config.dev,
@@ -258,6 +244,28 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     await stores.close()
 
 
+def _dashboard_of(
+    stores: Stores, merchant_stores: MerchantStores, funding: Funding, config: RunConfig
+) -> DashboardDependencies:  # fmt: skip
+    """What the pages for merchants stand on."""
+    clock = business_clock(config)
+    return DashboardDependencies(
+        pool=stores.pool,
+        catalog=stores.catalog,
+        ledger=stores.ledger,
+        outbox=stores.outbox,
+        merchant_stores=merchant_stores,
+        funding=funding,
+        usage=UsageStore(stores.pool),
+        request_export=RequestExport(stores.pool),
+        webhooks=stores.webhooks,
+        sessions=DashboardSessions(stores.redis),
+        audit_log=AuditLog(stores.pool, clock),
+        public_url=config.base_url.removesuffix("v1/"),
+        clock=clock,
+    )
+
+
 def _exposition(environment: Any) -> bytes:
     from prometheus_client import REGISTRY, generate_latest
 
@@ -276,8 +284,9 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
     flusher = Flusher(stores.outbox, stores.ledger, settings.flusher, after_commit=failpoint)
     leader = postgres.Leader(config.database_url)
     reaper = HoldReaper(stores.outbox, stores.balances, rating, settings.reserve.keep_s)
-    funding = Funding(stores.catalog, stores.balances)
+    funding = Funding(stores.catalog, stores.balances, business_clock(config))
     applier = CreditApplier(stores.catalog, funding)
+    expirer = LotExpirer(stores.catalog, stores.balances, business_clock(config))
     cards = open_card_payments(stores.pool, funding, config, settings)
     charger = Charger(cards.store, cards.charges, business_clock(config))
     recovery = Recovery(stores.outbox, stores.ledger, business_clock(config))
@@ -316,6 +325,7 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         tasks.start("reaper", _every(1.0, lambda: lead(reaper.run_once))),
         tasks.start("credit-applier", _every(1.0, lambda: lead(applier.run_once))),
         tasks.start("charger", _every(1.0, lambda: lead(charger.run_once))),
+        tasks.start("lot-expirer", _every(1.0, lambda: lead(expirer.run_once))),
         tasks.start("drift", _every(_DRIFT_ROUND_S, lambda: lead(drift.run_once))),
         tasks.start("webhook-sender", _every(0.0, send)),
         tasks.start("webhook-gauges", _every(5.0, sender.measure)),

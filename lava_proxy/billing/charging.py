@@ -158,7 +158,7 @@ class Charging:
         pays = call.billable and not grant.disable_billing
         needs_cost = pays and (meter.rate_type == "percentage" if meter else not byok)
         amount = self._ceiling(grant, provider, call, now, byok, needs_cost) if pays else 0
-        tier_field = f"t:{meter.meter_id}:{month_cycle_id(now)}" if meter and pays else ""
+        tier_field = f"t:{meter.meter_id}:{grant.cycle_id or month_cycle_id(now)}" if meter and pays else ""
         start = self._starts.start(
             grant=grant,
             provider=provider.name,
@@ -176,7 +176,7 @@ class Charging:
         began_ns = perf_counter_ns()
         clamped_to = 0
         try:
-            held = await self._reserve(request_id, grant, amount, tier_field, row, _scope_uses(grant, call, now), claim)
+            held = await self._reserve(request_id, grant, amount, tier_field, row, now, _scope_uses(grant, call, now), claim)
         except NotCovered as refused:
             if call.api in FETCH_APIS and refused.spendable_nanos:
                 amount = refused.spendable_nanos
@@ -188,7 +188,7 @@ class Charging:
                 clamped_to = call.ceiling.output_tokens
             else:
                 raise
-            held = await self._reserve(request_id, grant, amount, tier_field, row, _scope_uses(grant, call, now), claim)
+            held = await self._reserve(request_id, grant, amount, tier_field, row, now, _scope_uses(grant, call, now), claim)
         self._tally.observe(telemetry.SCRIPT_RESERVE, perf_counter_ns() - began_ns)
         return Hold(
             request_id=request_id,
@@ -234,6 +234,7 @@ class Charging:
         amount: int,
         tier_field: str,
         row: bytes,
+        now: datetime,
         scopes: tuple[ScopeUse, ...],
         claim: Claim | None,
     ) -> Held:
@@ -250,6 +251,7 @@ class Charging:
                     tier_field=tier_field,
                     scopes=scopes,
                     claim=claim,
+                    at=now,
                 )
             except NotCovered as refused:
                 if attempt == 2 or not refused.held_nanos:
@@ -339,7 +341,8 @@ class Charging:
         target = max(hold.amount_nanos, hold.used_nanos) * _FOLLOW_STEP_PERCENT // 100
         for _ in (1, 2):
             try:
-                held = await self._store.extend(hold.grant.wallet_id, hold.request_id, min(target, AMOUNT_NANOS_MAX))
+                ceiling = min(target, AMOUNT_NANOS_MAX)
+                held = await self._store.extend(hold.grant.wallet_id, hold.request_id, ceiling, at=self._clock())
             except NotCovered as refused:
                 target = hold.amount_nanos + refused.spendable_nanos
                 if refused.spendable_nanos:
@@ -407,6 +410,7 @@ class Charging:
                     tokens=tokens,
                     fingerprint=fingerprint,
                     once=once,
+                    at=self._clock(),
                 )
             except StoreError as error:
                 if not said:

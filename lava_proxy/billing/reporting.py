@@ -242,7 +242,7 @@ class Reporting:
             raise _no_cost(said, meter)
         if cost is not None and cost.nanos > AMOUNT_NANOS_MAX:
             raise _too_much("The provider's cost")
-        tier_field = f"t:{meter.meter_id}:{month_cycle_id(now)}"
+        tier_field = f"t:{meter.meter_id}:{grant.cycle_id or month_cycle_id(now)}"
         return _Item(
             said=said,
             grant=grant,
@@ -360,6 +360,7 @@ class Reporting:
             position_lo=charge.position_lo,
             position_hi=charge.position_hi,
             row=row,
+            at=item.now,
             overdraft_nanos=grant.overdraft_nanos,
             plan_linked=grant.plan_linked,
         )
@@ -437,6 +438,7 @@ class Reporting:
             "flags": reply.flags,
             "metadata": said.metadata,
             "timings": None,
+            "spend_key_id": None,
             "created_at": created_at(reply.request_id),
             "completed_at": at_ms(reply.at_ms),
         }

@@ -31,6 +31,13 @@ def month_cycle_id(at: datetime) -> str:
     return f"{utc.year:04d}-{utc.month:02d}"
 
 
+def previous_month_cycle_id(at: datetime) -> str:
+    """The UTC calendar month before that of an aware time: calls of it may still be open, of older ones none is."""
+    assert at.tzinfo is not None
+    utc = at.astimezone(UTC)
+    return month_cycle_id(utc.replace(day=1) - timedelta(days=1))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Period:
     """Half-open: `start` belongs to it, `end` to the next. Both are aware UTC; `end` of n is `start` of n + 1."""

@@ -1,4 +1,7 @@
-"""Typed calls of the money script: reserve, settle, lease, credit, open a wallet. One operation each, coalesced by HotRedis."""
+"""Typed calls of the money script: reserve, settle, lease, credit, renew, adjust, expire, open a wallet.
+
+One operation each, coalesced by HotRedis.
+"""
 
 from __future__ import annotations
 
@@ -32,6 +35,7 @@ POSITION_MAX = 2**53 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 SettleMode = Literal["held", "late", "due", "report"]
+PlanClass = Literal["cycle", "bundle"]
 
 
 def partition_of(wallet_id: str) -> int:
@@ -161,6 +165,7 @@ class Report:
     position_lo: int
     position_hi: int
     row: bytes
+    at: datetime  # business time: what has expired by then is not used
     overdraft_nanos: int = 0
     plan_linked: bool = False
 
@@ -214,9 +219,11 @@ class BalanceStore:
         tier_field: str = "",
         scopes: tuple[ScopeUse, ...] = (),
         claim: Claim | None = None,
+        at: datetime | None = None,
     ) -> Held:
         """Hold an amount, or raise InsufficientFunds, LimitExceeded, NotFound, Conflict; then nothing was changed.
 
+        `at`: business time; lots that have expired by then are ended first, also when the hold is refused.
         With a claim, only the first call holds; the others raise AlreadyCalled.
         """
         if amount_nanos > AMOUNT_NANOS_MAX:
@@ -231,6 +238,7 @@ class BalanceStore:
             b"1" if plan_linked else b"0",
             tier_field.encode(),
             row,
+            _moment(at),
             b"%d" % len(scopes),
         ]
         for use in scopes:
@@ -266,10 +274,12 @@ class BalanceStore:
         plan_linked: bool = False,
         tokens: int | None = None,
         once: Once | None = None,
+        at: datetime | None = None,
     ) -> Settled | Moved:
         """End a hold (or debit directly, by mode) with a charge priced for tier positions lo..hi; idempotent by id.
 
         `tokens`: what the call used, for token limits; None: as much as it had reserved. `once`: charged only if no other call was.
+        `at`: business time, so that what has expired by then and was not held for this call is not used.
         """
         args = [] if once is None else [b"B", once.digest.encode(), b"%d" % once.keep_ms, once.free_row]
         args += [
@@ -287,6 +297,7 @@ class BalanceStore:
             b"%d" % overdraft_nanos,
             b"1" if plan_linked else b"0",
             _optional(tokens),
+            _moment(at),
         ]
         reply = await self._redis.run(_keys(wallet_id, record or request_id), args)
         code = reply[0]
@@ -315,12 +326,15 @@ class BalanceStore:
         reply = await self._redis.run(_keys(wallet_id, request_id), [b"L", request_id.encode(), b"%d" % lease_ms, row])
         return bool(reply[0] == b"L")
 
-    async def extend(self, wallet_id: str, request_id: str, target_nanos: int) -> tuple[int, int] | None:
+    async def extend(
+        self, wallet_id: str, request_id: str, target_nanos: int, *, at: datetime | None = None
+    ) -> tuple[int, int] | None:
         """Raise an open hold to a target, by the reserve's rules: (plan, funds) held now; None when the hold has ended.
 
         All or nothing; a repeat is harmless. Raises NotCovered (with what can be spent beyond what is held) or StoreError.
         """
-        reply = await self._redis.run(_keys(wallet_id, request_id), [b"E", request_id.encode(), b"%d" % target_nanos])
+        args = [b"E", request_id.encode(), b"%d" % target_nanos, _moment(at)]
+        reply = await self._redis.run(_keys(wallet_id, request_id), args)
         code = reply[0]
         if code in (b"E", b"=E"):
             return int(reply[1]), int(reply[2])
@@ -336,6 +350,61 @@ class BalanceStore:
         reply = await self._redis.run(_keys(wallet_id, credit_id), args)
         if reply[0] in (b"C", b"=C"):
             return bool(reply[0] == b"C")
+        _refuse(reply)
+
+    async def renew(
+        self,
+        wallet_id: str,
+        event_id: str,
+        *,
+        ends: frozenset[PlanClass],
+        lot_key: str | None,
+        grant_nanos: int,
+        row: bytes,
+        keep_ms: int,
+        months_before: str = "",
+        drop_cycles: Sequence[str] = (),
+    ) -> bool:
+        """Begin a cycle once, as one event: end what remains of plan lots of some classes and add the new lot; False when repeated.
+
+        What open calls use of the ended lots stays theirs, and what they leave ends with them. `months_before` ("2026-10") and
+        `drop_cycles` name tier counters that are over; a cycle whose calls may still be open is not over.
+        """
+        assert not any("," in cycle or ":" in cycle for cycle in drop_cycles)
+        args = [
+            b"N",
+            event_id.encode(),
+            ends_text(ends).encode(),
+            (lot_key or "").encode(),
+            b"%d" % grant_nanos,
+            months_before.encode(),
+            ",".join(drop_cycles).encode(),
+            row,
+            b"%d" % keep_ms,
+        ]
+        reply = await self._redis.run(_keys(wallet_id, event_id), args)
+        if reply[0] in (b"N", b"=N"):
+            return bool(reply[0] == b"N")
+        _refuse(reply)
+
+    async def adjust(
+        self, wallet_id: str, event_id: str, delta_nanos: int, *, lot_key: str | None, row: bytes, keep_ms: int
+    ) -> bool:
+        """Change a wallet by a signed amount once; False when repeated. Above zero it needs a lot key, and is like a credit.
+
+        Below zero it takes from the named lot first, then from funds, and then leaves debt: a refund or clawback is never refused.
+        """
+        args = [b"A", event_id.encode(), b"%d" % delta_nanos, (lot_key or "").encode(), row, b"%d" % keep_ms]
+        reply = await self._redis.run(_keys(wallet_id, event_id), args)
+        if reply[0] in (b"A", b"=A"):
+            return bool(reply[0] == b"A")
+        _refuse(reply)
+
+    async def expire(self, wallet_id: str, at: datetime, *, row: bytes) -> int:
+        """End the lots that have expired by a moment of business time; how many. `row` names the merchant."""
+        reply = await self._redis.run(_keys(wallet_id, "-"), [b"X", _moment(at), row])
+        if reply[0] == b"X":
+            return int(reply[1])
         _refuse(reply)
 
     async def open_wallet(self, wallet_id: str) -> None:
@@ -362,6 +431,7 @@ def _report_operation(report: Report, keep: bytes) -> tuple[list[bytes], list[by
         b"%d" % report.overdraft_nanos,
         b"1" if report.plan_linked else b"0",
         b"",
+        _moment(report.at),
     ]
 
 
@@ -460,15 +530,31 @@ def _optional(number: int | None) -> bytes:
     return b"" if number is None else b"%d" % number
 
 
+def _moment(at: datetime | None) -> bytes:
+    return b"" if at is None else b"%d" % _milliseconds(at)
+
+
 def _milliseconds(at: datetime) -> int:
     delta = at - _EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1000 + delta.microseconds // 1000
 
 
-def lot_key(pot: Literal["plan", "funds"], lot_id: str, created_ms: int, *, priority: int = 500, expires_s: int = 0) -> str:
+# Burn order: what a cycle grants, then bundles, then funds. The class of a plan lot is told by its priority.
+CYCLE_PRIORITY, BUNDLE_PRIORITY, FUNDS_PRIORITY = 400, 450, 500
+NEVER_S = 99_999_999_999  # expires_s of a lot that does not expire
+
+
+def ends_text(ends: frozenset[PlanClass]) -> str:
+    """The classes that a renewal ends, as the script and the ledger write them: "", "c", "b" or "cb"."""
+    return "".join(name[0] for name in ("cycle", "bundle") if name in ends)
+
+
+def lot_key(
+    pot: Literal["plan", "funds"], lot_id: str, created_ms: int, *, priority: int = FUNDS_PRIORITY, expires_s: int = 0
+) -> str:
     """A lot's place in the burn order (pot, priority, expiry, age, id) as a string that sorts so; expires_s 0 = never."""
     assert "," not in lot_id and "=" not in lot_id and ":" not in lot_id
-    return f"{pot[0]}:{priority:03d}:{expires_s or 99999999999:011d}:{created_ms:014d}:{lot_id}"
+    return f"{pot[0]}:{priority:03d}:{expires_s or NEVER_S:011d}:{created_ms:014d}:{lot_id}"
 
 
 def _refuse(reply: Reply) -> NoReturn:

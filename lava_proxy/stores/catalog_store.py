@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import asyncpg
 
@@ -14,7 +14,7 @@ from lava_proxy.domain.errors import CallerError, Conflict, NotFound
 from lava_proxy.domain.limits import KeyRules, Limits, limits_document, parse_limits
 from lava_proxy.domain.webhooks import CUSTOMER_CREATED
 from lava_proxy.stores.balance_store import partition_of
-from lava_proxy.stores.database import Database
+from lava_proxy.stores.database import Database, translated
 from lava_proxy.stores.ids import hash_of, new_id, new_secret
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.vault import Vault
@@ -75,18 +75,29 @@ class SpendKey:
     secret: str | None = field(default=None, repr=False)  # only right after creation and rotation
 
 
+OrderKind = Literal["credit", "renew", "adjust"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
+    """An order of money: written here first, then applied to Redis by its id."""
+
     credit_id: str
     wallet_id: str
-    amount_nanos: int
-    lot_key: str
+    amount_nanos: int  # of an adjustment signed; of a renewal what it grants
+    lot_key: str  # the lot that it makes, or (an adjustment below zero) takes from first; "" for none
     reason: str
+    kind: OrderKind = "credit"
+    ends: str = ""  # of a renewal: c(ycle), b(undle)
+    drop_cycles: str = ""  # of a renewal: cycles whose tier counters are over, comma-separated
+    expires_at: datetime | None = None  # of the lot that it makes
+    created_at: datetime | None = None  # when it was written
 
 
 _CONNECTION_COLUMNS = (
     "connection_id, merchant_id, wallet_id, reference_id, status, contact, metadata, created_at, limits, secret_sealed"
 )
+_CREDIT_COLUMNS = "credit_id, wallet_id, amount_nanos, lot_key, reason, kind, ends, drop_cycles, expires_at, created_at"
 _SPEND_KEY = """SELECT k.spend_key_id, k.merchant_id, m.wallet_id, m.clamp_floor, k.name, k.key_preview, k.status, k.request_shape,
   k.allowed_models, k.allowed_providers, k.limits, k.expires_at, k.created_at
   FROM spend_key k JOIN merchant m USING (merchant_id)"""
@@ -408,21 +419,72 @@ class CatalogStore(Database):
 
     # -- money in
 
-    async def add_credit(self, credit: Credit) -> None:
-        """Write a credit to be applied; the same id again changes nothing."""
-        await self._execute(
-            "INSERT INTO credit VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (credit_id) DO NOTHING",
-            credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason, self._clock(),
-        )  # fmt: skip
+    async def add_credit(self, credit: Credit, db: Any = None) -> Credit:
+        """Write an order to be applied, in the caller's transaction where `db` (an asyncpg connection) is given.
+
+        The same id again changes nothing and answers what was written first. Raises Conflict when that was another order (wallet,
+        kind, amount or what it ends), NotFound for an unknown wallet.
+        """
+        db = self._pool if db is None else db
+        known = await self.credit(credit.credit_id, db)
+        if known is None:
+            try:
+                await translated(
+                    lambda: db.execute(
+                        """INSERT INTO credit
+                          (credit_id, wallet_id, amount_nanos, lot_key, reason, created_at, kind, ends, drop_cycles, expires_at)
+                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (credit_id) DO NOTHING""",
+                        credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason,
+                        credit.created_at or self._clock(), credit.kind, credit.ends, credit.drop_cycles, credit.expires_at,
+                    )
+                )  # fmt: skip
+            except asyncpg.ForeignKeyViolationError as error:
+                raise NotFound(f"No wallet {credit.wallet_id!r}.") from error
+            known = await self.credit(credit.credit_id, db)
+            assert known is not None
+        if _order(known) != _order(credit):
+            raise Conflict(
+                f"The id {credit.credit_id!r} was used before for another order of money; nothing was changed.",
+                code="order_id_conflict",
+            )
+        return known
+
+    async def credit(self, credit_id: str, db: Any = None) -> Credit | None:
+        """An order by its id, as `db` sees it."""
+        source = self._pool if db is None else db
+        row = await translated(lambda: source.fetchrow(f"SELECT {_CREDIT_COLUMNS} FROM credit WHERE credit_id = $1", credit_id))
+        return None if row is None else Credit(**row)
 
     async def open_credits(self, limit: int) -> list[Credit]:
-        """Credits whose ledger entry has not been flushed yet, oldest first."""
+        """Orders whose ledger entry has not been flushed yet, oldest first."""
+        rows = await self._rows(f"SELECT {_CREDIT_COLUMNS} FROM credit WHERE applied_at IS NULL ORDER BY ordinal LIMIT $1", limit)
+        return [Credit(**row) for row in rows]
+
+    async def open_plan_orders_before(self, credit_id: str) -> list[Credit]:
+        """Earlier orders on the plan pot of the same wallet whose ledger entry has not been flushed yet, oldest first."""
         rows = await self._rows(
-            "SELECT credit_id, wallet_id, amount_nanos, lot_key, reason FROM credit"
-            " WHERE applied_at IS NULL ORDER BY created_at LIMIT $1",
-            limit,
+            f"""SELECT {_CREDIT_COLUMNS} FROM credit WHERE applied_at IS NULL AND (kind = 'renew' OR lot_key LIKE 'p:%')
+            AND (wallet_id, ordinal) < (SELECT wallet_id, ordinal FROM credit WHERE credit_id = $1)
+            AND wallet_id = (SELECT wallet_id FROM credit WHERE credit_id = $1) ORDER BY ordinal""",
+            credit_id,
         )
         return [Credit(**row) for row in rows]
+
+    async def expired_lots(self, now: datetime, limit: int) -> dict[str, str]:
+        """Wallet -> its merchant, of wallets with a lot that has expired and was not swept; longest ago first."""
+        rows = await self._rows(
+            """SELECT wallet_id, merchant_id FROM (
+              SELECT wallet_id, min(expires_at) AS first FROM credit WHERE expires_at <= $1 AND swept_at IS NULL
+              GROUP BY 1 ORDER BY 2 LIMIT $2) AS due JOIN wallet USING (wallet_id) ORDER BY first""",
+            now, limit,
+        )  # fmt: skip
+        return {row["wallet_id"]: row["merchant_id"] for row in rows}
+
+    async def note_swept(self, wallet_id: str, now: datetime) -> None:
+        """The wallet's lots that had expired by then have been ended in Redis."""
+        await self._execute(
+            "UPDATE credit SET swept_at = $2 WHERE wallet_id = $1 AND expires_at <= $2 AND swept_at IS NULL", wallet_id, now
+        )
 
     async def is_credit_applied(self, credit_id: str) -> bool:
         """Has this credit's ledger entry been flushed?"""
@@ -435,6 +497,11 @@ class CatalogStore(Database):
         if row is None:
             raise NotFound(f"No wallet {wallet_id!r}.")
         return str(row["merchant_id"])
+
+
+def _order(credit: Credit) -> tuple[Any, ...]:
+    """What a repeat must have in common with the first; the lot's key and times are the first one's."""
+    return credit.wallet_id, credit.kind, credit.amount_nanos, credit.ends
 
 
 def _preview(secret: str) -> str:

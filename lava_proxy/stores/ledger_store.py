@@ -14,8 +14,8 @@ import asyncpg
 import structlog
 
 from lava_proxy.domain.errors import StoreError
-from lava_proxy.domain.ledger import Entry
-from lava_proxy.stores.balance_store import PARTITIONS
+from lava_proxy.domain.ledger import KINDS, Entry
+from lava_proxy.stores.balance_store import PARTITIONS, lot_key
 from lava_proxy.stores.ids import at_ms, created_at
 from lava_proxy.stores.outbox import OutboxEntry
 from lava_proxy.stores.postgres import Pool
@@ -32,7 +32,7 @@ _REQUEST_COLUMNS = (
     "position", "flags", "wseq", "metadata", "timings", "created_at", "completed_at", "spend_key_id",
     "request_key", "fingerprint",
 )  # fmt: skip
-_KIND = {"s": "settle", "c": "credit"}
+_AGAINST = {"s": "revenue", "c": "funding", "n": "plan", "a": "adjustment", "x": "expired"}
 _RECOVERY_LOCK = 7_229_003
 # What a row that Postgres cannot keep raises: refused by the server, or by the client's encoders.
 _UNKEEPABLE = (asyncpg.DataError, ValueError, TypeError, OverflowError)
@@ -131,10 +131,11 @@ class LedgerStore:
         await self._usage.add(db, rows)
         await db.copy_records_to_table("ledger_entry", records=[_ledger(entry) for entry in entries])
         await db.copy_records_to_table("ledger_leg", records=[leg for entry in entries for leg in _legs(entry)])
-        credits = [entry.request_id for entry in entries if entry.kind == "c"]
-        if credits:
+        await self._write_states(db, entries)
+        orders = [entry.request_id for entry in entries if entry.kind in "cna"]
+        if orders:
             await db.execute(
-                "UPDATE credit SET applied_at = $2 WHERE credit_id = ANY($1::text[])", credits, at_ms(entries[-1].at_ms)
+                "UPDATE credit SET applied_at = $2 WHERE credit_id = ANY($1::text[])", orders, at_ms(entries[-1].at_ms)
             )
         for entry in doubles:
             await self._reverse(db, entry)
@@ -153,6 +154,26 @@ class LedgerStore:
         )
         return {entry.request_id for entry in entries} - {row["request_id"] for row in first}
 
+    async def _write_states(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
+        """Each wallet's newest entry as the wallet's state; an older one never overwrites a newer."""
+        newest: dict[str, OutboxEntry] = {}
+        for entry in entries:
+            known = newest.get(entry.wallet_id)
+            if entry.plan_total_nanos is not None and (known is None or entry.wseq > known.wseq):
+                newest[entry.wallet_id] = entry
+        found = [newest[wallet_id] for wallet_id in sorted(newest)]
+        await db.execute(
+            """INSERT INTO wallet_state SELECT * FROM
+              unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::bigint[], $6::bigint[], $7::timestamptz[])
+            ON CONFLICT (wallet_id) DO UPDATE SET wseq = EXCLUDED.wseq, balance_nanos = EXCLUDED.balance_nanos,
+              plan_nanos = EXCLUDED.plan_nanos, funds_nanos = EXCLUDED.funds_nanos, debt_nanos = EXCLUDED.debt_nanos,
+              at = EXCLUDED.at
+            WHERE wallet_state.wseq < EXCLUDED.wseq""",
+            [e.wallet_id for e in found], [e.wseq for e in found], [e.balance_nanos for e in found],
+            [e.plan_total_nanos for e in found], [e.balance_nanos - (e.plan_total_nanos or 0) for e in found],
+            [e.debt_nanos for e in found], [at_ms(e.at_ms) for e in found],
+        )  # fmt: skip
+
     async def _reverse(self, db: Any, entry: OutboxEntry) -> None:
         """A debit of an id that was debited before (Redis had forgotten it): note it, and give the money back."""
         at = at_ms(entry.at_ms)
@@ -163,14 +184,16 @@ class LedgerStore:
         if entry.amount_nanos < 0:
             credit_id = f"rev_{entry.wallet_id}_{entry.wseq}"
             await db.execute(
-                "INSERT INTO credit VALUES ($1, $2, $3, $4, 'reversal', $5) ON CONFLICT DO NOTHING",
-                credit_id, entry.wallet_id, -entry.amount_nanos, f"f:500:99999999999:{entry.at_ms:014d}:{credit_id}", at,
+                "INSERT INTO credit (credit_id, wallet_id, amount_nanos, lot_key, reason, created_at)"
+                " VALUES ($1, $2, $3, $4, 'reversal', $5) ON CONFLICT DO NOTHING",
+                credit_id, entry.wallet_id, -entry.amount_nanos, lot_key("funds", credit_id, entry.at_ms), at,
             )  # fmt: skip
 
     async def history(self, wallet_id: str) -> list[Entry]:
         """A wallet's committed entries in wseq order."""
         rows = await self._fetch(
-            """SELECT wseq, kind, request_id, amount_nanos, balance_nanos, plan_nanos, funds_nanos, debt_nanos, flags, lot_key
+            """SELECT wseq, kind, request_id, amount_nanos, balance_nanos, plan_nanos, funds_nanos, debt_nanos, flags, lot_key,
+              pinned_nanos, opened_wseq
             FROM ledger_entry WHERE wallet_id = $1 ORDER BY wseq""",
             wallet_id,
         )
@@ -186,14 +209,37 @@ class LedgerStore:
         )
         return {row["wallet_id"]: (row["wseq"], row["balance_nanos"]) for row in rows}
 
-    async def counters(self, wallet_id: str) -> dict[str, int]:
-        """A wallet's tier counters as the requests tell them."""
+    async def counters(self, wallet_id: str, months_from: str) -> dict[str, int]:
+        """A wallet's tier counters as the requests tell them, those of cycles that are over left out.
+
+        Over are calendar months before `months_from` ("2026-10") and the cycles that a renewal has dropped.
+        """
+        dropped = await self._fetch("SELECT drop_cycles FROM credit WHERE wallet_id = $1 AND drop_cycles <> ''", wallet_id)
+        over = [cycle for row in dropped for cycle in row["drop_cycles"].split(",")]
         rows = await self._fetch(
-            "SELECT tier_field, sum(tier_units)::bigint AS units FROM request"
-            " WHERE wallet_id = $1 AND tier_units > 0 AND tier_field <> '' GROUP BY 1",
-            wallet_id,
-        )
+            r"""SELECT tier_field, sum(tier_units)::bigint AS units FROM (
+              SELECT tier_field, tier_units, substring(tier_field FROM '[^:]*$') AS cycle FROM request
+              WHERE wallet_id = $1 AND tier_units > 0 AND tier_field <> '') AS used
+            WHERE cycle <> ALL($2::text[]) AND (cycle !~ '^\d{4}-\d{2}$' OR cycle COLLATE "C" >= $3) GROUP BY 1""",
+            wallet_id, over, months_from,
+        )  # fmt: skip
         return {row["tier_field"]: row["units"] for row in rows}
+
+    async def wallet_states(self, wallet_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
+        """Wallet -> its row of wallet_state (wseq, balance_nanos, plan_nanos, funds_nanos, debt_nanos, at), as of the last flush.
+
+        Held amounts are included; a wallet without entries is left out.
+        """
+        rows = await self._fetch("SELECT * FROM wallet_state WHERE wallet_id = ANY($1::text[])", list(wallet_ids))
+        return {row["wallet_id"]: row for row in rows}
+
+    async def forget_sweeps(self, part: int) -> None:
+        """Let the lots of a partition's wallets be swept again: Redis may have lost that it was done."""
+        await self._fetch(
+            """UPDATE credit SET swept_at = NULL WHERE swept_at IS NOT NULL
+            AND wallet_id IN (SELECT wallet_id FROM wallet WHERE part = $1)""",
+            part,
+        )
 
     async def scopes(self, part: int) -> list[dict[str, Any]]:
         """The spend keys and limited connections that draw on a partition's wallets: wallet_id, scope_id, limits (JSON)."""
@@ -245,9 +291,22 @@ class LedgerStore:
         return [(row["request_id"], row["wseq"]) for row in rows]
 
     async def credited_twice(self) -> list[dict[str, Any]]:
-        """Credits that were applied more than once."""
+        """Credits, renewals and adjustments that were applied more than once: request_id, kind, times."""
         return await self._fetch(
-            "SELECT request_id, count(*) AS times FROM ledger_entry WHERE kind = 'credit' GROUP BY 1 HAVING count(*) > 1 LIMIT 100"
+            """SELECT request_id, min(kind) AS kind, count(*) AS times FROM ledger_entry
+            WHERE kind IN ('credit', 'renew', 'adjust') GROUP BY 1 HAVING count(*) > 1 LIMIT 100"""
+        )
+
+    async def states_astray(self) -> list[dict[str, Any]]:
+        """Wallets whose row of wallet_state is not their newest entry: wallet_id, expected and found (wseq, balance, debt)."""
+        return await self._fetch(
+            """SELECT w.wallet_id, concat_ws(' ', e.wseq, e.balance_nanos, e.debt_nanos) AS expected,
+              concat_ws(' ', s.wseq, s.balance_nanos, s.debt_nanos) AS found
+            FROM wallet w CROSS JOIN LATERAL (SELECT wseq, balance_nanos, debt_nanos FROM ledger_entry
+              WHERE wallet_id = w.wallet_id ORDER BY wseq DESC LIMIT 1) e
+            LEFT JOIN wallet_state s ON s.wallet_id = w.wallet_id
+            WHERE (s.wseq, s.balance_nanos, s.plan_nanos + s.funds_nanos, s.debt_nanos)
+              IS DISTINCT FROM (e.wseq, e.balance_nanos, e.balance_nanos, e.debt_nanos) LIMIT 100"""
         )
 
     async def doubles_kept(self) -> list[dict[str, Any]]:
@@ -375,17 +434,17 @@ def _json(text: str | None) -> bytes | None:
 
 def _ledger(entry: OutboxEntry) -> tuple[Any, ...]:
     return (
-        entry.part, entry.epoch, entry.pseq, entry.wallet_id, entry.wseq, _KIND[entry.kind], entry.request_id,
+        entry.part, entry.epoch, entry.pseq, entry.wallet_id, entry.wseq, KINDS[entry.kind], entry.request_id,
         entry.amount_nanos, entry.balance_nanos, entry.plan_nanos, entry.funds_nanos, entry.position, entry.flags,
-        entry.debt_nanos, entry.row.get("lot_key"), at_ms(entry.at_ms),
+        entry.debt_nanos, entry.row.get("lot_key"), at_ms(entry.at_ms), entry.pinned_nanos, entry.opened_wseq,
     )  # fmt: skip
 
 
 def _legs(entry: OutboxEntry) -> list[tuple[Any, ...]]:
-    """Double entry: the wallet against the merchant's revenue or funding, and the provider's cost against the provider."""
+    """Double entry: the wallet against the merchant's account for it, and the provider's cost against the provider."""
     merchant = f"merchant:{entry.row['merchant_id']}"
-    against = "revenue" if entry.kind == "s" else "funding"
-    amounts = [(f"wallet:{entry.wallet_id}", entry.amount_nanos), (f"{merchant}:{against}", -entry.amount_nanos)]
+    against = f"{merchant}:{_AGAINST[entry.kind]}"
+    amounts = [(f"wallet:{entry.wallet_id}", entry.amount_nanos), (against, -entry.amount_nanos)]
     cost = entry.row.get("cost_nanos") or 0
     if cost:
         amounts += [(f"{merchant}:provider_cost", -cost), (f"provider:{entry.row['provider']}", cost)]

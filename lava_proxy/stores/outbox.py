@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -24,7 +25,7 @@ class OutboxEntry:
     part: int
     epoch: int
     pseq: int
-    kind: str  # s(ettle) or c(redit)
+    kind: str  # a letter of domain/ledger.KINDS
     request_id: str
     wallet_id: str
     wseq: int
@@ -37,6 +38,9 @@ class OutboxEntry:
     debt_nanos: int
     at_ms: int
     row: dict[str, Any]
+    plan_total_nanos: int | None = None  # the plan pot afterwards; None in entries that were written before there were plans
+    pinned_nanos: int = 0
+    opened_wseq: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,10 +57,42 @@ class WalletState:
     credited: int
     lots: dict[str, int]
     counters: dict[str, int]
+    pins: dict[str, int] = field(default_factory=dict)  # the holds behind lots that have ended; see money.lua
 
     @property
     def balance_nanos(self) -> int:
         return self.plan_available + self.funds_available + self.plan_held + self.funds_held
+
+    def at(self, now: datetime) -> WalletState:
+        """The wallet without what has expired by a moment of business time and is not used by an open call, swept or not."""
+        now_s = int(now.timestamp())
+        plan = self._expired("p", self.plan_held, now_s)
+        funds = self._expired("f", self.funds_held, now_s)
+        if not plan and not funds:
+            return self
+        lots = {key: left - plan.get(key, 0) - funds.get(key, 0) for key, left in self.lots.items()}
+        return replace(
+            self,
+            plan_available=self.plan_available - sum(plan.values()),
+            funds_available=self.funds_available - sum(funds.values()),
+            lots={key: left for key, left in lots.items() if left},
+        )
+
+    def _expired(self, pot: str, held: int, now_s: int) -> dict[str, int]:
+        """Lot -> what a sweep would end of it, as the script's `covered` and `release` tell."""
+        found, pinned = {}, 0
+        for key in sorted(key for key in self.lots if key[0] == ("q" if pot == "p" else "g")):
+            left = self.lots[key]
+            if excess := max(0, min(left, pinned + left - self.pins.get(key, 0))):
+                found[key] = excess
+            pinned += left - excess
+        free = held - pinned
+        for key in sorted(key for key in self.lots if key[0] == pot):
+            covered = max(0, min(free, self.lots[key]))
+            free -= covered
+            if int(key.split(":")[2]) <= now_s and self.lots[key] > covered:
+                found[key] = self.lots[key] - covered
+        return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +128,9 @@ def connect(redis_url: str, timeout_s: float = 5) -> Redis:
 class Outbox:
     """Reads and trims the outbox, reads wallets and holds, and runs recovery's writes."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        """`clock`: business time."""
+        self._clock = clock
         # redis-py's annotations allow text where this client, made without decode_responses, always answers bytes.
         self._redis: Any = redis
 
@@ -277,6 +315,7 @@ class Outbox:
     async def wallet_states(self, wallet_ids: Sequence[str]) -> dict[str, WalletState | None]:
         """Wallets of any partitions as they stand now; None for one that is missing or whose partition is being recovered.
 
+        What has expired by business time counts as gone, whether it has been swept or not.
         Raises StoreError when Redis cannot answer.
         """
         try:
@@ -288,8 +327,8 @@ class Outbox:
                 rows = await pipe.execute()
         except (RedisError, OSError) as error:
             raise StoreError(f"Redis cannot answer: {type(error).__name__}") from error
-        pairs = zip(wallet_ids, rows[0::2], rows[1::2], strict=True)
-        return {wallet_id: _wallet(row) if row and state == b"ready" else None for wallet_id, state, row in pairs}
+        pairs, now = zip(wallet_ids, rows[0::2], rows[1::2], strict=True), self._clock()
+        return {wallet_id: _wallet(row).at(now) if row and state == b"ready" else None for wallet_id, state, row in pairs}
 
     async def scope_counters(self, scopes: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
         """The counters (fields of money.lua's `l` hash) of each (wallet id, scope id); {} where nothing was ever counted."""
@@ -333,21 +372,29 @@ class Outbox:
 def _entry(stream: bytes, identifier: bytes, fields: Mapping[bytes, bytes]) -> OutboxEntry:
     epoch, pseq = identifier.split(b"-")
     kind, request_id, wallet_id, wseq, amount, balance, plan, funds, position, flags, debt, at_ms = fields[b"s"].decode().split("|")
+    plan_total, pinned, opened = fields.get(b"e", b"|0|").decode().split("|")
     return OutboxEntry(
         part=int(stream[2:6]), epoch=int(epoch), pseq=int(pseq), kind=kind, request_id=request_id, wallet_id=wallet_id,
         wseq=int(wseq), amount_nanos=int(amount), balance_nanos=int(balance), plan_nanos=int(plan), funds_nanos=int(funds),
         position=int(position), flags=flags, debt_nanos=int(debt), at_ms=int(at_ms), row=orjson.loads(fields[b"r"]),
+        plan_total_nanos=int(plan_total) if plan_total else None, pinned_nanos=int(pinned),
+        opened_wseq=int(opened) if opened else None,
     )  # fmt: skip
 
 
 def _wallet(row: Mapping[bytes, bytes]) -> WalletState:
-    lots = dict(item.split("=") for item in row[b"lots"].decode().split(",") if item)
+    lots = _numbers(row[b"lots"])
     return WalletState(
         wseq=int(row[b"seq"]), plan_available=int(row[b"pa"]), funds_available=int(row[b"fa"]), plan_held=int(row[b"ph"]),
         funds_held=int(row[b"fh"]), debt=int(row[b"debt"]), settled=int(row[b"settled"]), credited=int(row[b"credited"]),
-        lots={key: int(value) for key, value in lots.items()},
+        lots=lots, pins=_numbers(row.get(b"pin", b"")),
         counters={key.decode(): int(value) for key, value in row.items() if key.startswith(b"t:")},
     )  # fmt: skip
+
+
+def _numbers(text: bytes) -> dict[str, int]:
+    """ "key=number,..." """
+    return {key: int(value) for key, value in (item.split("=") for item in text.decode().split(",") if item)}
 
 
 def _hold(request_id: str, lease_ms: int | None, record: bytes) -> OpenHold:

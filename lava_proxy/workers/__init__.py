@@ -1,1 +1,4 @@
-"""Background workers, each `async run_once() -> int` (how much it did): flusher, hold reaper, recovery, credit applier."""
+"""Background workers, each `async run_once() -> int` (how much it did).
+
+Flusher, hold reaper, recovery, credit applier, lot expirer.
+"""

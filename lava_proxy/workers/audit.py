@@ -13,12 +13,10 @@ from datetime import datetime
 from typing import Any
 
 from lava_proxy.billing.rating import Rated, Rating
-from lava_proxy.domain.ledger import Entry, WalletModel
+from lava_proxy.domain.ledger import KINDS, Entry, WalletModel
 from lava_proxy.stores.balance_store import PARTITIONS
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.outbox import OpenHold, Outbox, OutboxEntry, WalletState
-
-_KIND = {"s": "settle", "c": "credit"}
 
 
 @dataclass(slots=True)
@@ -121,7 +119,10 @@ class Audit:
         for row in await self._ledger.doubles_kept():
             report.add("I10", row["request_id"], "a second debit given back", row["facts"])
         for row in await self._ledger.credited_twice():
-            report.add("I25", row["request_id"], "1 credit", f"{row['times']} credits")
+            invariant = "I22" if row["kind"] == "renew" else "I25"
+            report.add(invariant, row["request_id"], f"1 {row['kind']}", f"{row['times']} of them")
+        for row in await self._ledger.states_astray():
+            report.add("I3", f"{row['wallet_id']} in wallet_state", row["expected"], row["found"])
         for row in await self._ledger.rows_without_entry():
             report.add("I10", str(row["request_id"]), row["charge_nanos"], row["debited"])
         for row in await self._ledger.usage_differences():
@@ -195,10 +196,18 @@ class Audit:
         model = WalletModel()
         for entry in _history_until(history, pending, state.wseq):
             model.apply(entry)
-            if entry.kind == "settle" and entry.amount_nanos < 0 and model.funds_nanos < 0 and not set(entry.flags) & {"b", "d"}:
+            takes = entry.kind in ("settle", "adjust") and entry.amount_nanos < 0
+            if takes and model.funds_nanos < 0 and not set(entry.flags) & {"b", "d"}:
                 report.add("I15", f"{wallet_id} wseq {entry.wseq}", "a flag on a debit that leaves less than nothing", entry.flags)
         for fault in model.faults:
-            report.add("I4", wallet_id, "a gapless history that adds up", fault)
+            invariant, _, sentence = fault.partition(": ") if fault.startswith("I") else ("I4", "", fault)
+            report.add(invariant, wallet_id, "a gapless history that adds up", sentence)
+        for lot, left in state.lots.items():
+            if not 0 < left <= model.granted.get(lot, left):
+                report.add("I19", f"{wallet_id} {lot}", f"above 0, at most {model.granted.get(lot)}", left)
+        for pin, amount in state.lots.items():
+            if pin[0] in "qg" and amount > (state.plan_held if pin[0] == "q" else state.funds_held):
+                report.add("I20", f"{wallet_id} {pin}", "at most what open calls hold", amount)
         self._compare(wallet_id, state, model, report)
 
     def _compare(self, wallet_id: str, state: WalletState, model: WalletModel, report: AuditReport) -> None:
@@ -226,7 +235,8 @@ def _history_until(history: list[Entry], pending: list[OutboxEntry], wseq: int) 
 
 def _as_entry(entry: OutboxEntry) -> Entry:
     return Entry(
-        wseq=entry.wseq, kind=_KIND[entry.kind], request_id=entry.request_id, amount_nanos=entry.amount_nanos,
+        wseq=entry.wseq, kind=KINDS[entry.kind], request_id=entry.request_id, amount_nanos=entry.amount_nanos,
         balance_nanos=entry.balance_nanos, plan_nanos=entry.plan_nanos, funds_nanos=entry.funds_nanos,
         debt_nanos=entry.debt_nanos, flags=entry.flags, lot_key=entry.row.get("lot_key"),
+        pinned_nanos=entry.pinned_nanos, opened_wseq=entry.opened_wseq,
     )  # fmt: skip

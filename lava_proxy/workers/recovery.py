@@ -13,10 +13,11 @@ from datetime import UTC, datetime, timedelta
 
 import structlog
 
+from lava_proxy.domain.calendar import previous_month_cycle_id
 from lava_proxy.domain.ledger import WalletModel, replay
 from lava_proxy.domain.limits import Limits, cycle_id, cycle_start, parse_limits
 from lava_proxy.settings import Flusher as FlusherSettings
-from lava_proxy.stores.balance_store import PARTITIONS
+from lava_proxy.stores.balance_store import NEVER_S, PARTITIONS
 from lava_proxy.stores.ledger_store import Fenced, LedgerStore
 from lava_proxy.stores.outbox import Outbox
 
@@ -75,7 +76,9 @@ class Recovery:
         wallet_ids = await self._ledger.wallet_ids(part)
         for wallet_id in wallet_ids:
             model = replay(await self._ledger.history(wallet_id))
-            await self._outbox.write_wallet(part, wallet_id, _fields(model, await self._ledger.counters(wallet_id)))
+            counters = await self._ledger.counters(wallet_id, previous_month_cycle_id(self._clock()))
+            await self._outbox.write_wallet(part, wallet_id, _fields(model, counters))
+        await self._ledger.forget_sweeps(part)
         for scope in await self._ledger.scopes(part):
             await self._write_scope(scope["wallet_id"], scope["scope_id"], parse_limits(scope["limits"]))
         await self._outbox.set_state(part, "ready")
@@ -133,7 +136,14 @@ def _fields(model: WalletModel, counters: dict[str, int]) -> dict[str, str]:
         "credited": model.credited_nanos,
         **counters,
     }
-    return {"lots": lots, **{name: str(number) for name, number in numbers.items()}}
+    # What open calls had kept of ended lots goes with them: 0 makes the next look end it, on the books.
+    expiries = [0 if key[0] in "qg" else int(key.split(":")[2]) for key in model.lots]
+    first = min(expiries, default=NEVER_S)
+    return {
+        "lots": lots,
+        **{name: str(number) for name, number in numbers.items()},
+        **({"xs": str(first)} if first < NEVER_S else {}),
+    }
 
 
 async def rebuild_all(outbox: Outbox, ledger: LedgerStore, flusher_settings: FlusherSettings) -> dict[str, int]:

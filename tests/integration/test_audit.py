@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from lava_proxy import tasks
 from lava_proxy.domain.errors import CallerError
 from lava_proxy.stores.balance_store import partition_of, tag
+from lava_proxy.stores.ids import new_id
 from tests.billing_world import World
 
 
@@ -137,6 +139,51 @@ async def _break_i17(world: World, wallet_id: str) -> None:
     await world.redis.hincrby(await _key(world, wallet_id), "debt", 7)
 
 
+async def _plan_credit(world: World, wallet_id: str) -> str:
+    """A renewal with credit; its id."""
+    event_id = new_id("ren")
+    options: dict[str, Any] = {"grant_nanos": 50, "ends": frozenset({"cycle"}), "reason": "test"}
+    return await world.funding.renew_cycle(world.merchant_id, wallet_id, event_id, **options)
+
+
+async def _break_i3_state(world: World, wallet_id: str) -> None:
+    await world.pool.execute("UPDATE wallet_state SET debt_nanos = 1 WHERE wallet_id = $1", wallet_id)
+
+
+async def _break_i19(world: World, wallet_id: str) -> None:
+    await _plan_credit(world, wallet_id)
+    lots = await world.redis.hget(await _key(world, wallet_id), "lots")
+    await world.redis.hset(await _key(world, wallet_id), "lots", lots.replace(b"=50", b"=51"))
+
+
+async def _break_i20_pin(world: World, wallet_id: str) -> None:
+    """A call is open over a renewal; then its hold is made smaller than what it keeps of the old cycle."""
+    await _plan_credit(world, wallet_id)
+    await world.reserve(wallet_id, 20, plan_linked=True)
+    await _plan_credit(world, wallet_id)
+    await world.clean_audit()
+    await world.redis.hincrby(await _key(world, wallet_id), "ph", -5)
+
+
+async def _break_i20_entry(world: World, wallet_id: str) -> None:
+    """A renewal that says it ended more than its classes had."""
+    await _plan_credit(world, wallet_id)
+    await world.call(wallet_id, 0)
+    await _plan_credit(world, wallet_id)
+    await world.flush()
+    await world.pool.execute("UPDATE ledger_entry SET flags = 'b' WHERE kind = 'renew'")
+
+
+async def _break_i22(world: World, wallet_id: str) -> None:
+    event_id = await _plan_credit(world, wallet_id)
+    await world.redis.delete(f"{tag(partition_of(wallet_id))}:h:{event_id}")
+    await _plan_credit(world, wallet_id)
+    order = await world.catalog.credit(event_id)
+    assert order is not None
+    await world.funding.apply(world.merchant_id, order)
+    await world.flush()
+
+
 async def _break_i25(world: World, wallet_id: str) -> None:
     credit_id = await world.credit(wallet_id, 5)
     await world.redis.delete(f"{tag(partition_of(wallet_id))}:h:{credit_id}")
@@ -160,6 +207,11 @@ async def _break_i25(world: World, wallet_id: str) -> None:
         ("I10", _break_i10_row),
         ("I15", _break_i15),
         ("I17", _break_i17),
+        ("I3", _break_i3_state),
+        ("I19", _break_i19),
+        ("I20", _break_i20_pin),
+        ("I20", _break_i20_entry),
+        ("I22", _break_i22),
         ("I25", _break_i25),
     ],
     ids=lambda value: value if isinstance(value, str) else value.__name__.removeprefix("_break_"),

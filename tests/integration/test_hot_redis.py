@@ -48,7 +48,7 @@ async def prepared(url: str, store: BalanceStore, funds: int, wallet_id: str = W
     async with plain(url) as client:
         await make_ready(client)
     await store.open_wallet(wallet_id)
-    await store.credit(wallet_id, f"crd_{wallet_id}", funds, lot_key=f"f:500:9:1:{wallet_id}", row=b"{}", keep_ms=KEEP_MS)
+    await store.credit(wallet_id, f"crd_{wallet_id}", funds, lot_key=f"f:500:99999999999:1:{wallet_id}", row=b"{}", keep_ms=KEEP_MS)
 
 
 async def reserve(store: BalanceStore, request_id: str, amount: int = 1, wallet_id: str = WALLET) -> Held:

@@ -2,14 +2,15 @@
 
 What is checked after each step: the wallet equals the model field by field; I1, I5, I8, I14, I15, I16, I17, I19; an operation that
 is refused or repeated changes nothing (I12, compared by DUMP of every key it touches); at the end the outbox alone gives the same
-wallet (I4, I32).
+wallet (I4, I32). Lots that end while calls are open are modelled by the set of those calls, the script keeps sums (I20, I21, I22).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, TypeVar
 
 import orjson
@@ -20,8 +21,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from lava_proxy.domain.errors import CallerError, Conflict, InsufficientFunds, LavaError, NotFound, StoreError
-from lava_proxy.domain.ledger import Entry, replay
-from lava_proxy.stores.balance_store import AlreadyCalled, BalanceStore, Claim, Held, Moved, Once, Settled, partition_of, tag
+from lava_proxy.domain.ledger import KINDS, Entry, replay
+from lava_proxy.stores.balance_store import (
+    AlreadyCalled,
+    BalanceStore,
+    Claim,
+    Held,
+    Moved,
+    Once,
+    PlanClass,
+    Settled,
+    partition_of,
+    tag,
+)
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.outbox import _entry, _wallet
 from tests.billing_world import KEEP_MS
@@ -31,6 +43,7 @@ T = TypeVar("T")
 WALLETS = ("wal_a", "wal_b")
 TIER = "t:prd_1:2026-11"
 FAR_MS = 3_600_000
+PLAN_CLASSES: tuple[PlanClass, ...] = ("cycle", "bundle")
 
 
 @dataclass(slots=True)
@@ -43,6 +56,11 @@ class Hold:
     fingerprint: str
     tier: str
     is_due: bool
+    opened: int = 0  # the wallet's sequence number at the reserve
+
+
+def expiry(lot: str) -> int:
+    return int(lot.split(":")[2])
 
 
 @dataclass(slots=True)
@@ -60,6 +78,82 @@ class Model:
     counter: int = 0
     lots: dict[str, int] = field(default_factory=dict)
     granted: dict[str, int] = field(default_factory=dict)
+    holds: Callable[[], list[Hold]] = list  # the open ones
+
+    def covered(self, pot: str) -> dict[str, int]:
+        """Lot -> what open holds use of it, in burn order."""
+        pin, left = {"p": "q", "f": "g"}[pot], self.ph if pot == "p" else self.fh
+        left -= sum(amount for lot, amount in self.lots.items() if lot[0] == pin)
+        found = {}
+        for lot in sorted(lot for lot in self.lots if lot[0] == pot):
+            found[lot] = max(0, min(left, self.lots[lot]))
+            left -= found[lot]
+        return found
+
+    def end(self, pot: str, ending: set[str]) -> None:
+        """Ends lots under the next sequence number, which the caller counts."""
+        cover, pinned = self.covered(pot), 0
+        for lot in ending:
+            pinned += cover[lot]
+            self.move(pot, cover[lot] - self.lots.pop(lot))
+        if pinned:
+            pin = f"{'q' if pot == 'p' else 'g'}:{self.seq + 1:012d}"
+            self.lots[pin] = self.granted[pin] = pinned
+
+    def move(self, pot: str, amount: int) -> None:
+        self.credited += amount
+        if pot == "p":
+            self.pa += amount
+        else:
+            self.fa += amount
+
+    def sweep(self, now_s: int) -> None:
+        for lot in sorted(lot for lot in self.lots if lot[0] in "pf" and expiry(lot) <= now_s):
+            self.end(lot[0], {lot})
+            self.seq += 1
+
+    def release(self, holds: list[Hold]) -> None:
+        """Pins up to a sequence number are covered by the holds that were open then."""
+        for pot, letter in (("p", "q"), ("f", "g")):
+            total = 0
+            for pin in sorted(lot for lot in self.lots if lot[0] == letter):
+                mine = [hold for hold in holds if hold.opened < int(pin[2:])]
+                room = sum(hold.plan if pot == "p" else hold.funds for hold in mine)
+                excess = max(0, total + self.lots[pin] - room)
+                total += self.lots[pin] - excess
+                if excess:
+                    self.lots[pin] -= excess
+                    self.move(pot, -excess)
+                    self.seq += 1
+                if not self.lots[pin]:
+                    del self.lots[pin]
+
+    def renew(self, ends: str, lot: str, grant: int) -> None:
+        classes = {"p:400": "c", "p:450": "b"}
+        self.end("p", {lot for lot in self.lots if classes.get(lot[:5], "-") in ends})
+        self.seq += 1
+        self.move("p", grant)
+        if grant:
+            self.lots[lot] = self.granted[lot] = grant
+
+    def adjust(self, delta: int, lot: str | None) -> str:
+        """The flags of its entry."""
+        if delta > 0:
+            assert lot is not None
+            self.credit(lot, delta)
+            return ""
+        plan = 0
+        if lot is not None and lot in self.lots and lot[0] == "p":
+            plan = min(self.lots[lot] - self.covered("p")[lot], -delta)
+            self._burn(lot, plan)
+        self.move("p", -plan)
+        self.move("f", delta + plan)
+        take = -delta - plan
+        if lot is not None and lot[0] == "f":
+            take = self._burn(lot, take)
+        self.debt += self._burn("f", take)
+        self.seq += 1
+        return "b" if self.fa < 0 else ""
 
     def reserve(self, want: int, od: int, linked: bool) -> tuple[int, int] | None:
         plan = min(self.pa, want) if linked else 0
@@ -89,13 +183,18 @@ class Model:
             plan = min(charge, self.pa) if linked else 0
         self.pa -= plan
         self.fa -= charge - plan
-        self.debt += self._burn("p", plan) + self._burn("f", charge - plan)
+        for pot, take in (("p", plan), ("f", charge - plan)):
+            if hold:
+                take = self._burn("q" if pot == "p" else "g", take, hold.opened)
+            self.debt += self._burn(pot, take)
         self.settled += charge
         self.seq += 1
         self.counter += units
         flags = "" if hold and charge <= hp + hf else "o" if hold else ""
         if charge and self.fa < 0:
             flags += "b" if self.fa < -od else "d"
+        if hold:
+            self.release([other for other in self.holds() if other is not hold])
         return flags
 
     def credit(self, lot: str, amount: int) -> None:
@@ -111,8 +210,8 @@ class Model:
         if left:
             self.lots[lot] = self.granted[lot] = left
 
-    def _burn(self, pot: str, take: int) -> int:
-        for lot in sorted(lot for lot in self.lots if lot[0] == pot):
+    def _burn(self, prefix: str, take: int, opened: int = -1) -> int:
+        for lot in sorted(lot for lot in self.lots if lot.startswith(prefix) and (opened < 0 or int(lot[2:]) > opened)):
             used = min(take, self.lots[lot])
             take -= used
             self.lots[lot] -= used
@@ -157,6 +256,7 @@ def driver(engines: RunningEngines) -> Iterator[Driver]:
 amounts = st.one_of(st.integers(0, 30), st.sampled_from([0, 1, 7, 100, 8_999_999_999_999_999]))
 small = st.integers(0, 30)
 wallets = st.sampled_from(WALLETS)
+lasting = st.one_of(st.none(), st.integers(0, 25))
 
 
 class MoneyMachine(RuleBasedStateMachine):
@@ -170,8 +270,12 @@ class MoneyMachine(RuleBasedStateMachine):
             plain.hset(f"{tag(part)}:m", mapping={"state": "ready", "ep": 1, "pseq": 0})
         self.models = {wallet: Model() for wallet in WALLETS}
         self.holds: dict[str, Hold] = {}
+        for wallet, model in self.models.items():
+            model.holds = lambda wallet=wallet: [hold for hold in self.holds.values() if hold.wallet == wallet]  # type: ignore[misc]
+        self.now_s = 1_000
         self.ended: dict[str, tuple[str, int, str]] = {}  # id -> wallet, charge, fingerprint (of a report)
-        self.credits: dict[str, tuple[str, int, str]] = {}
+        self.orders: dict[str, Callable[[], tuple[str, Coroutine[Any, Any, bool]]]] = {}
+        self.lot_keys: list[str] = []
         self.flags: dict[tuple[str, int], str] = {}
         self.jobs: dict[tuple[str, str], str] = {}  # the hold that was charged for a job
         self.numbers = 0
@@ -205,7 +309,33 @@ class MoneyMachine(RuleBasedStateMachine):
         assert self.dumps(wallet, record) == before, "I12: a refused or repeated operation changed something"
         return found
 
-    def reserve_call(self, wallet: str, request: str, want: int, od: int, linked: bool, tier: str, fp: str, lease: int) -> Any:
+    def at(self) -> datetime:
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=self.now_s)
+
+    def looks(self, wallet: str, model: Model) -> bool:
+        """What an operation that knows the time does first; True when it may have changed something."""
+        xs = self.driver.plain.hget(f"{tag(partition_of(wallet))}:w:{wallet}", "xs")
+        model.sweep(self.now_s)
+        return xs is not None and int(xs) <= self.now_s
+
+    def new_lot(self, pot: str, priority: int, lasts_s: int | None, name: str) -> str:
+        expires_s = 99_999_999_999 if lasts_s is None else self.now_s + lasts_s
+        lot = f"{pot}:{priority:03d}:{expires_s:011d}:{self.numbers:014d}:{name}"
+        self.lot_keys.append(lot)
+        return lot
+
+    def reserve_call(
+        self,
+        wallet: str,
+        request: str,
+        want: int,
+        od: int,
+        linked: bool,
+        tier: str,
+        fp: str,
+        lease: int,
+        at: datetime | None = None,
+    ) -> Any:
         return self.driver.store.reserve(
             wallet,
             request,
@@ -216,6 +346,7 @@ class MoneyMachine(RuleBasedStateMachine):
             overdraft_nanos=od,
             plan_linked=linked,
             tier_field=tier,
+            at=at,
         )
 
     def settle_call(self, wallet: str, request: str, charge: int, **options: Any) -> Any:
@@ -223,36 +354,84 @@ class MoneyMachine(RuleBasedStateMachine):
 
     # -- rules
 
-    @rule(wallet=wallets, pot=st.sampled_from("pf"), amount=st.integers(1, 60), priority=st.sampled_from([1, 500]))
-    def credit(self, wallet: str, pot: str, amount: int, priority: int) -> None:
-        credit_id = self.new_id("crd")
-        lot = f"{pot}:{priority:03d}:99999999999:{self.numbers:014d}:{credit_id}"
-        row = orjson.dumps({"lot_key": lot})
-        assert self.driver.run(self.driver.store.credit(wallet, credit_id, amount, lot_key=lot, row=row, keep_ms=KEEP_MS))
-        self.models[wallet].credit(lot, amount)
-        self.credits[credit_id] = (wallet, amount, lot)
+    @rule(seconds=st.integers(1, 12))
+    def time_passes(self, seconds: int) -> None:
+        self.now_s += seconds
 
-    @precondition(lambda self: self.credits)
+    @rule(wallet=wallets, pot=st.sampled_from("pf"), amount=st.integers(1, 60), priority=st.sampled_from([1, 400, 450, 500]),
+          lasts_s=lasting)  # fmt: skip
+    def credit(self, wallet: str, pot: str, amount: int, priority: int, lasts_s: int | None) -> None:
+        credit_id, store = self.new_id("crd"), self.driver.store
+        lot = self.new_lot(pot, priority, lasts_s, credit_id)
+        row = orjson.dumps({"lot_key": lot})
+        assert self.driver.run(store.credit(wallet, credit_id, amount, lot_key=lot, row=row, keep_ms=KEEP_MS))
+        self.models[wallet].credit(lot, amount)
+        self.orders[credit_id] = lambda: (
+            wallet, store.credit(wallet, credit_id, amount, lot_key=lot, row=b"{}", keep_ms=KEEP_MS * 2),
+        )  # fmt: skip
+
+    @rule(wallet=wallets, ends=st.sampled_from(["", "c", "b", "cb"]), grant=small, lasts_s=lasting)
+    def renew(self, wallet: str, ends: str, grant: int, lasts_s: int | None) -> None:
+        """I21, I22: with calls open, one event; the tier counters of other cycles go with it."""
+        event_id, store = self.new_id("ren"), self.driver.store
+        lot = self.new_lot("p", 400, lasts_s, event_id) if grant else None
+        names: frozenset[PlanClass] = frozenset(name for name in PLAN_CLASSES if name[0] in ends)
+        row = orjson.dumps({"lot_key": lot})
+        options: dict[str, Any] = {"ends": names, "lot_key": lot, "grant_nanos": grant, "drop_cycles": ("sub.1",)}
+        assert self.driver.run(store.renew(wallet, event_id, row=row, keep_ms=KEEP_MS, **options))
+        self.models[wallet].renew(ends, lot or "", grant)
+        self.orders[event_id] = lambda: (wallet, store.renew(wallet, event_id, row=b"{}", keep_ms=KEEP_MS * 2, **options))
+
+    @rule(
+        wallet=wallets, delta=st.integers(-60, 60).filter(bool), pot=st.sampled_from("pf"), pick=st.randoms(use_true_random=False)
+    )
+    def adjust(self, wallet: str, delta: int, pot: str, pick: Any) -> None:
+        """I15, I20: from the named lot first, whether it is there or not; beyond all funds as debt."""
+        adjust_id, store, model = self.new_id("adj"), self.driver.store, self.models[wallet]
+        lot = self.new_lot(pot, 500, None, adjust_id) if delta > 0 else pick.choice([None, *self.lot_keys])
+        row = orjson.dumps({"lot_key": lot})
+        assert self.driver.run(store.adjust(wallet, adjust_id, delta, lot_key=lot, row=row, keep_ms=KEEP_MS))
+        flags = model.adjust(delta, lot)
+        self.flags[wallet, model.seq] = flags
+        self.orders[adjust_id] = lambda: (
+            wallet, store.adjust(wallet, adjust_id, delta, lot_key=lot, row=b"{}", keep_ms=KEEP_MS * 2),
+        )  # fmt: skip
+
+    @rule(wallet=wallets)
+    def expire(self, wallet: str) -> None:
+        """I20: each expired lot once, by itself; a second sweep finds nothing."""
+        model, store = self.models[wallet], self.driver.store
+        due = [lot for lot in model.lots if lot[0] in "pf" and expiry(lot) <= self.now_s]
+        model.sweep(self.now_s)
+        assert self.driver.run(store.expire(wallet, self.at(), row=b"{}")) == len(due)
+        assert self.unchanged(wallet, "-", store.expire(wallet, self.at(), row=b"{}"), None) == 0
+
+    @precondition(lambda self: self.orders)
     @rule(pick=st.randoms(use_true_random=False))
-    def credit_again(self, pick: Any) -> None:
-        credit_id = pick.choice(sorted(self.credits))
-        wallet, amount, lot = self.credits[credit_id]
-        call = self.driver.store.credit(wallet, credit_id, amount, lot_key=lot, row=b"{}", keep_ms=KEEP_MS * 2)
-        assert self.unchanged(wallet, credit_id, call, None) is False
+    def order_again(self, pick: Any) -> None:
+        """I22, I25: a credit, renewal or adjustment that is repeated changes nothing, not even how long it is remembered."""
+        order_id = pick.choice(sorted(self.orders))
+        wallet, call = self.orders[order_id]()
+        assert self.unchanged(wallet, order_id, call, None) is False
 
     @rule(wallet=wallets, want=amounts, od=st.sampled_from([0, 0, 5]), linked=st.booleans(), tier=st.sampled_from(["", TIER]),
-          due=st.booleans(), fp=st.sampled_from(["", "x"]))  # fmt: skip
-    def reserve(self, wallet: str, want: int, od: int, linked: bool, tier: str, due: bool, fp: str) -> None:
+          due=st.booleans(), fp=st.sampled_from(["", "x"]), looks=st.booleans())  # fmt: skip
+    def reserve(self, wallet: str, want: int, od: int, linked: bool, tier: str, due: bool, fp: str, looks: bool) -> None:
         request, model = self.new_id("req"), self.models[wallet]
         counter = model.counter
+        swept = looks and self.looks(wallet, model)
         parts = model.reserve(want, od, linked)
-        call = self.reserve_call(wallet, request, want, od, linked, tier, fp, 0 if due else FAR_MS)
+        call = self.reserve_call(wallet, request, want, od, linked, tier, fp, 0 if due else FAR_MS, self.at() if looks else None)
+        if parts is None and swept:
+            with pytest.raises(InsufficientFunds):
+                self.driver.run(call)
+            return
         if parts is None:
             self.unchanged(wallet, request, call, InsufficientFunds)
             return
         assert self.driver.run(call) == Held(*parts, counter if tier else 0)
         assert model.fa >= -od or want == 0 or parts[1] == 0, "I14"
-        self.holds[request] = Hold(wallet, *parts, od, linked, fp, tier, due)
+        self.holds[request] = Hold(wallet, *parts, od, linked, fp, tier, due, model.seq)
 
     @rule(wallet=wallets, share=st.integers(1, 20), count=st.integers(2, 12))
     def a_burst_admits_the_floor(self, wallet: str, share: int, count: int) -> None:
@@ -270,7 +449,7 @@ class MoneyMachine(RuleBasedStateMachine):
         assert len(admitted) == expected
         for request in admitted:
             assert model.reserve(share, 0, False) == (0, share)
-            self.holds[request] = Hold(wallet, 0, share, 0, False, "", "", False)
+            self.holds[request] = Hold(wallet, 0, share, 0, False, "", "", False, model.seq)
 
     @precondition(lambda self: self.holds)
     @rule(pick=st.randoms(use_true_random=False), same=st.booleans())
@@ -285,8 +464,8 @@ class MoneyMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.holds)
     @rule(pick=st.randoms(use_true_random=False), share=st.sampled_from([0, 50, 100, 250]), extra=small, units=small,
-          mode=st.sampled_from(["late", "held", "due"]))  # fmt: skip
-    def settle(self, pick: Any, share: int, extra: int, units: int, mode: str) -> None:
+          mode=st.sampled_from(["late", "held", "due"]), looks=st.booleans())  # fmt: skip
+    def settle(self, pick: Any, share: int, extra: int, units: int, mode: str, looks: bool) -> None:
         """Below, at and above the hold."""
         request = pick.choice(sorted(self.holds))
         hold = self.holds[request]
@@ -305,11 +484,14 @@ class MoneyMachine(RuleBasedStateMachine):
             )
             assert self.unchanged(hold.wallet, request, moved, None) == Moved(model.counter)
         position = model.counter if hold.tier else 0
+        if looks:
+            self.looks(hold.wallet, model)
         found = self.driver.run(
             self.settle_call(
                 hold.wallet,
                 request,
                 charge,
+                at=self.at() if looks else None,
                 tier_field=hold.tier,
                 units=units,
                 position_lo=position,
@@ -317,12 +499,12 @@ class MoneyMachine(RuleBasedStateMachine):
                 mode=mode,
             )
         )
+        wseq, before = model.seq + 1, model.pa + model.fa + model.ph + model.fh
         flags = model.settle(hold, charge, 0, False, units)
-        balance = model.pa + model.fa + model.ph + model.fh
-        assert found == Settled(charge, balance, position, flags, model.seq)
+        assert found == Settled(charge, before - charge, position, flags, wseq)
         del self.holds[request]
         self.ended[request] = (hold.wallet, charge, "")
-        self.flags[hold.wallet, model.seq] = flags
+        self.flags[hold.wallet, wseq] = flags
 
     @precondition(lambda self: self.holds)
     @rule(pick=st.randoms(use_true_random=False), job=st.sampled_from("ab"), charge=small, misplaced=st.booleans())
@@ -352,27 +534,29 @@ class MoneyMachine(RuleBasedStateMachine):
             )
         )
         paid = 0 if is_free else charge
-        before = model.counter if hold.tier else 0
+        counter, wseq = model.counter if hold.tier else 0, model.seq + 1
+        balance = model.pa + model.fa + model.ph + model.fh - paid
         flags = model.settle(hold, paid, 0, False, paid if hold.tier else 0)
-        balance = model.pa + model.fa + model.ph + model.fh
-        assert found == Settled(paid, balance, before, flags, model.seq, seen=is_free)
+        assert found == Settled(paid, balance, counter, flags, wseq, seen=is_free)
         self.jobs.setdefault((hold.wallet, job), request)
         del self.holds[request]
         self.ended[request] = (hold.wallet, paid, "")
-        self.flags[hold.wallet, model.seq] = flags
+        self.flags[hold.wallet, wseq] = flags
         again = self.settle_call(hold.wallet, request, charge, once=once)
         assert self.unchanged(hold.wallet, request, again, None) == Settled(paid, repeated=True)
 
-    @rule(wallet=wallets, charge=small, od=st.sampled_from([0, 5]), linked=st.booleans(), is_report=st.booleans())
-    def direct_debit(self, wallet: str, charge: int, od: int, linked: bool, is_report: bool) -> None:
+    @rule(wallet=wallets, charge=small, od=st.sampled_from([0, 5]), linked=st.booleans(), is_report=st.booleans(),
+          looks=st.booleans())  # fmt: skip
+    def direct_debit(self, wallet: str, charge: int, od: int, linked: bool, is_report: bool, looks: bool) -> None:
         """I6: without a hold only as late or as a report."""
         request, model = self.new_id("req"), self.models[wallet]
         self.unchanged(wallet, request, self.settle_call(wallet, request, charge, mode="held"), NotFound)
         self.unchanged(wallet, request, self.settle_call(wallet, request, charge, mode="due"), NotFound)
         mode = "report" if is_report else "late"
-        found = self.driver.run(
-            self.settle_call(wallet, request, charge, mode=mode, overdraft_nanos=od, plan_linked=linked, fingerprint="f")
-        )
+        if looks:
+            self.looks(wallet, model)
+        options: dict[str, Any] = {"overdraft_nanos": od, "plan_linked": linked, "at": self.at() if looks else None}
+        found = self.driver.run(self.settle_call(wallet, request, charge, mode=mode, fingerprint="f", **options))
         flags = ("" if is_report else "l") + model.settle(None, charge, od, linked, 0)
         assert found == Settled(charge, model.pa + model.fa + model.ph + model.fh, 0, flags, model.seq)
         self.ended[request] = (wallet, charge, "f")
@@ -407,33 +591,42 @@ class MoneyMachine(RuleBasedStateMachine):
             assert self.driver.plain.keys(f"*:i:{claim.digest}") == []
             return
         assert self.driver.run(call(first)) == Held(*parts, 0)
-        hold = Hold(wallet, *parts, 0, False, "", "", False)
+        hold = Hold(wallet, *parts, 0, False, "", "", False, model.seq)
         if after == "running":
             self.holds[first] = hold
         else:
             fp = "n" if after == "nothing" else ""
             charge = 0 if after == "nothing" else want
             self.driver.run(self.settle_call(wallet, first, charge, fingerprint=fp))
-            flags = model.settle(hold, charge, 0, False, 0)
-            self.flags[wallet, model.seq] = flags
+            wseq = model.seq + 1
+            self.flags[wallet, wseq] = model.settle(hold, charge, 0, False, 0)
             self.ended[first] = (wallet, charge, fp)
         if after == "nothing":
             parts = model.reserve(want, 0, False)
             assert parts is not None
             assert self.driver.run(call(second)) == Held(*parts, 0)
-            self.holds[second] = Hold(wallet, *parts, 0, False, "", "", False)
+            self.holds[second] = Hold(wallet, *parts, 0, False, "", "", False, model.seq)
         else:
             self.unchanged(wallet, second, call(second), AlreadyCalled)
 
     @precondition(lambda self: self.holds)
-    @rule(pick=st.randoms(use_true_random=False), more=st.one_of(st.integers(-10, 40), st.just(10**12)))
-    def extend(self, pick: Any, more: int) -> None:
+    @rule(pick=st.randoms(use_true_random=False), more=st.one_of(st.integers(-10, 40), st.just(10**12)), looks=st.booleans())
+    def extend(self, pick: Any, more: int, looks: bool) -> None:
         """A hold that follows its stream: by the reserve's rules, all or nothing, and twice the same is once."""
         request = pick.choice(sorted(self.holds))
         hold = self.holds[request]
         model, store = self.models[hold.wallet], self.driver.store
         target = max(hold.plan + hold.funds + more, 0)
+        swept = looks and more > 0 and self.looks(hold.wallet, model)
         fa = model.fa
+        if swept:
+            fits = model.extend(hold, target)
+            try:
+                grown = self.driver.run(store.extend(hold.wallet, request, target, at=self.at()))
+            except InsufficientFunds:
+                grown = None
+            assert grown == ((hold.plan, hold.funds) if fits else None)
+            return
         if not model.extend(hold, target):
             self.unchanged(hold.wallet, request, store.extend(hold.wallet, request, target), InsufficientFunds)
             return
@@ -478,6 +671,9 @@ class MoneyMachine(RuleBasedStateMachine):
             lambda r: self.settle_call(wallet, r, 0, mode="late"),
             lambda r: store.extend(wallet, r, 5) if kind == "recovering" else self.settle_call(wallet, r, 0, mode="held"),
             lambda r: store.credit(wallet, r, 5, lot_key=f"f:500:99999999999:00000000000001:{r}", row=b"{}", keep_ms=1),
+            lambda r: store.renew(wallet, r, ends=frozenset(), lot_key=None, grant_nanos=0, row=b"{}", keep_ms=1),
+            lambda r: store.adjust(wallet, r, -5, lot_key=None, row=b"{}", keep_ms=1),
+            lambda r: store.expire(wallet, self.at(), row=b"{}"),
         ]
         if kind == "too_much":
             too_much = 9_000_000_000_000_001
@@ -485,6 +681,12 @@ class MoneyMachine(RuleBasedStateMachine):
                 lambda r: self.settle_call(wallet, r, too_much, mode="late"),
                 lambda r: store.credit(wallet, r, too_much, lot_key=f"f:500:9:1:{r}", row=b"{}", keep_ms=1),
                 lambda r: store.credit(wallet, r, 0, lot_key=f"f:500:9:1:{r}", row=b"{}", keep_ms=1),
+                lambda r: store.renew(
+                    wallet, r, ends=frozenset(), lot_key="p:400:9:1:x", grant_nanos=too_much, row=b"{}", keep_ms=1
+                ),
+                lambda r: store.renew(wallet, r, ends=frozenset(), lot_key="p:500:9:1:x", grant_nanos=1, row=b"{}", keep_ms=1),
+                lambda r: store.adjust(wallet, r, -too_much, lot_key=None, row=b"{}", keep_ms=1),
+                lambda r: store.adjust(wallet, r, 1, lot_key=None, row=b"{}", keep_ms=1),
             ]
         elif kind == "unknown" and wallet != "wal_unknown":
             return
@@ -518,6 +720,12 @@ class MoneyMachine(RuleBasedStateMachine):
             assert state.balance_nanos == sum(state.lots.values()) - state.debt, "I17"
             assert all(0 < left <= model.granted[lot] for lot, left in state.lots.items()), "I19"
             assert state.plan_available >= 0 and state.plan_held >= 0, "plan credit is never overdrawn"
+            pinned = {pot: sum(left for lot, left in state.lots.items() if lot[0] == pot) for pot in "qg"}
+            assert pinned["q"] <= state.plan_held and pinned["g"] <= state.funds_held, "I20: what has ended is not spendable"
+            seen = state.at(self.at())
+            expired = {lot for lot in seen.lots if lot[0] in "pf" and expiry(lot) <= self.now_s}
+            assert sum(seen.lots[lot] for lot in expired if lot[0] == "p") <= state.plan_held - pinned["q"]
+            assert sum(seen.lots[lot] for lot in expired if lot[0] == "f") <= state.funds_held - pinned["g"]
 
     @invariant()
     def the_expiry_index_names_exactly_the_open_holds(self) -> None:
@@ -528,16 +736,23 @@ class MoneyMachine(RuleBasedStateMachine):
             assert indexed == {r for r, hold in self.holds.items() if partition_of(hold.wallet) == partition_of(wallet)}
 
     def teardown(self) -> None:
-        """I4, I32: the outbox alone tells the same story, gapless."""
+        """I4, I32: the outbox alone tells the same story, gapless; and when all calls have ended, so has what they had kept."""
+        for request, hold in list(self.holds.items()):
+            model, wseq = self.models[hold.wallet], self.models[hold.wallet].seq + 1
+            self.driver.run(self.settle_call(hold.wallet, request, 0))
+            self.flags[hold.wallet, wseq] = model.settle(hold, 0, 0, False, 0)
+            del self.holds[request]
+        self.wallets_equal_the_model()
         for wallet, model in self.models.items():
+            assert not [lot for lot in model.lots if lot[0] in "qg"]
             stream = f"{tag(partition_of(wallet))}:o".encode()
             found = [_entry(stream, identifier, fields) for identifier, fields in self.driver.plain.xrange(stream)]
             assert [entry.pseq for entry in found] == list(range(1, len(found) + 1))
             entries = [
                 Entry(
-                    wseq=e.wseq, kind={"s": "settle", "c": "credit"}[e.kind], request_id=e.request_id, amount_nanos=e.amount_nanos,
+                    wseq=e.wseq, kind=KINDS[e.kind], request_id=e.request_id, amount_nanos=e.amount_nanos,
                     balance_nanos=e.balance_nanos, plan_nanos=e.plan_nanos, funds_nanos=e.funds_nanos, debt_nanos=e.debt_nanos,
-                    flags=e.flags, lot_key=e.row.get("lot_key"),
+                    flags=e.flags, lot_key=e.row.get("lot_key"), pinned_nanos=e.pinned_nanos, opened_wseq=e.opened_wseq,
                 )
                 for e in found if e.wallet_id == wallet
             ]  # fmt: skip
@@ -547,13 +762,14 @@ class MoneyMachine(RuleBasedStateMachine):
                 model.seq, model.pa + model.fa + model.ph + model.fh, model.debt, model.lots, model.settled, model.credited,
             )  # fmt: skip
             assert told.plan_nanos == model.pa + model.ph
+            assert [e.plan_total_nanos for e in found if e.wallet_id == wallet][-1:] in ([], [told.plan_nanos])
             for entry in entries:
-                if entry.kind == "settle":
+                if entry.kind in ("settle", "adjust"):
                     assert entry.flags == self.flags[wallet, entry.wseq], "I15: what went below the line says so"
 
 
 def test_any_sequence_of_operations_leaves_the_wallets_as_the_model_says(driver: Driver) -> None:
-    """I1, I4, I5, I6, I8, I10, I12, I14, I15, I16, I17, I18, I19, I32, E2, 7, 24: the script does what the model does."""
+    """I1, I4, I5, I6, I8, I10, I12, I14, I15, I16, I17, I18, I19, I20, I21, I22, I32, E2, 7, 13, 24, 106: as modelled."""
     MoneyMachine.driver = driver
     run_state_machine_as_test(
         MoneyMachine,

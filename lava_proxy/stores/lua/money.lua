@@ -3,15 +3,17 @@
 -- KEYS, five an operation, all in one billing partition:  m (partition state), x (open holds), o (outbox), w (wallet), h (record)
 --   {pNNNN}:m          HASH    state (ready|recovering)  ep (epoch)  pseq (outbox sequence)
 --   {pNNNN}:x          ZSET    request_id -> lease end, ms
---   {pNNNN}:o          STREAM  id <ep>-<pseq>, fields s (packed facts) and r (the row, opaque JSON)
---   {pNNNN}:w:<wallet> HASH    pa fa (available: plan, funds)  ph fh (held)  debt  seq  settled  credited  lots
+--   {pNNNN}:o          STREAM  id <ep>-<pseq>, fields s (packed facts), r (the row, opaque JSON) and e (more packed facts)
+--   {pNNNN}:w:<wallet> HASH    pa fa (available: plan, funds)  ph fh (held)  debt  seq  settled  credited (net of what ended)  lots
 --                              t:<meter>:<cycle> (tier counters)
---   {pNNNN}:h:<id>     STRING  "H|plan|funds|od|marks|fingerprint|wallet|row" while held, "S|charge|fingerprint" once ended
---                              marks: 1 = linked to the plan, 2 = has scopes, 3 = both
+--                              xs (earliest expiry of a lot, s; 0 = look at once; absent = none expires)  pin (see Pins; mostly absent)
+--   {pNNNN}:h:<id>     STRING  "H|plan|funds|od|marks|fingerprint|wallet|row" while held, "S|charge|fingerprint" once ended, "C|amount"
+--                              marks: 1 = linked to the plan, 2 = has scopes, 3 = both;  fingerprint: of the reserve, and
+--                              ";<seq>", the wallet's at that moment
 --   {pNNNN}:r:<digest> STRING  a report's record, "S|charge|fingerprint|id|outbox entry|position|flags|at_ms". The one key outside its
 --                              wallet's partition: a report's id is its merchant's own, whoever pays, so the id alone places it
---   {pNNNN}:i:<digest> STRING  the request id of the call that has a caller's idempotency key
---   {pNNNN}:b:<digest> STRING  the request id of the call that was charged for what can be seen many times
+--                              marks: 1 = linked to the plan, 2 = has scopes, 3 = both;  fingerprint: of the reserve, and
+--                              ";<seq>", the wallet's at that moment
 --   {pNNNN}:q:<id>     STRING  a hold's scopes, only while held and only where it has some: "key;ceiling;tokens;cycle;spend_max|..."
 --   {pNNNN}:l:<scope>  HASH    limits' counters of a spend key or connection, which live and end with the holds:
 --                              ep open so (in this epoch: open holds and the sum of their ceilings)  tr ts (all calls, all charges)
@@ -19,11 +21,17 @@
 --                              rt ra, tt ta (buckets of calls and of tokens: level in 60,000ths, at which ms of TIME)
 -- ARGV: number of operations, then per operation its letter and its arguments (listed at each function).
 -- Amounts are nano-USD as decimal strings; |amount| <= 9e15 so that Lua's doubles are exact (2^53 = 9.007e15).
--- Business time comes in as an argument; TIME is used for leases and rate windows only.
+-- Business time comes in as an argument (at_ms; '' = do not look for expired lots); TIME is used for leases and rate windows only.
 -- Returns one array an operation: { code, ... } (listed at each function); E... means that nothing was changed, except E500 text:
 -- the operation failed in a way that should not exist (a key of another type, out of memory); its neighbours are not hurt.
 -- Keeps, per wallet: pa+ph = sum(plan lots); fa+fh = sum(funds lots) - debt; pa+fa+ph+fh + settled = credited;
--- every settle and credit bumps seq by one and appends exactly one outbox entry.
+-- every settle, credit, renewal, adjustment and end of a lot bumps seq by one and appends exactly one outbox entry.
+--
+-- Pins. Open holds are taken to use a pot's lots in burn order. A lot that ends while holds use it leaves what they use behind as a
+-- pin, a lot of its own ("q:<seq>" of plan, "g:<seq>" of funds, seq of the entry that ended it). Only holds that were open at that
+-- moment may burn it, and what they do not use ends with them: field `pin` has, per pin, the sum of those holds ("q:<seq>=<sum>"),
+-- and pins up to a seq never sum to more than the holds of that seq. So nothing that has ended becomes spendable again, and no call
+-- that was covered when it began is charged twice for what ended meanwhile.
 
 local MAX = 9000000000000000
 local COUNTER_MAX = 9007199254740991
@@ -50,12 +58,20 @@ local function ready(m)
   return epochs[m]
 end
 
--- Appends one outbox entry; packed facts: kind|id|wallet|wseq|amount|balance|plan|funds|position|flags|debt|at_ms
-local function emit(m, o, kind, id, wallet, seq, delta, balance, plan, funds, position, flags, debt, row)
+-- Appends one outbox entry; packed facts: s = kind|id|wallet|wseq|amount|balance|plan|funds|position|flags|debt|at_ms,
+--   e = plan_total|pinned|opened
+--   kind: s settle, c credit, n renew, a adjust, x end of a lot.  plan_total: the plan pot afterwards, held amounts included.
+--   pinned: what became a pin (n, x), negative when a pin ended.  opened: the hold's seq, where it may have burnt pins (s).
+local function emit(m, o, kind, id, wallet, seq, delta, balance, plan, funds, position, flags, debt, row, plan_total, pinned, opened)
+  if not plan_total then  -- as the operation has just written it
+    local pots = redis.call('HMGET', string.match(m, '^(.*):m$') .. ':w:' .. wallet, 'pa', 'ph')
+    plan_total = num(pots[1]) + num(pots[2])
+  end
   local pseq = redis.call('HINCRBY', m, 'pseq', 1)
   redis.call('XADD', o, epochs[m] .. '-' .. str(pseq), 's',
     table.concat({ kind, id, wallet, str(seq), str(delta), str(balance), str(plan), str(funds), str(position), flags,
-      str(debt), str(now_ms) }, '|'), 'r', row)
+      str(debt), str(now_ms) }, '|'), 'r', row, 'e',
+    str(plan_total) .. '|' .. str(pinned or 0) .. '|' .. (opened and str(opened) or ''))
   return epochs[m] .. '-' .. str(pseq)
 end
 
@@ -84,6 +100,180 @@ local function insert_lot(lots, key, remaining)
   all[#all + 1] = key .. '=' .. str(remaining)
   table.sort(all)
   return table.concat(all, ',')
+end
+
+local NEVER = 99999999999  -- expires_s of a lot that does not expire
+local AVAILABLE, HELD, PIN, POT = { p = 'pa', f = 'fa' }, { p = 'ph', f = 'fh' }, { p = 'q', f = 'g' }, { q = 'p', g = 'f' }
+
+local function letter(key) return string.sub(key, 1, 1) end
+local function expiry(lot_key) return tonumber(string.match(lot_key, '^%a:%d+:(%d+):')) or NEVER end
+local function pin_seq(pin_key) return tonumber(string.sub(pin_key, 3)) end
+
+-- "key=number,..." as an array of { key, n }, and back (sorted; what is nothing is left out).
+local function parse(list)
+  local all = {}
+  for item in string.gmatch(list or '', '[^,]+') do
+    local eq = string.find(item, '=', 1, true)
+    all[#all + 1] = { key = string.sub(item, 1, eq - 1), n = tonumber(string.sub(item, eq + 1)) }
+  end
+  return all
+end
+
+local function join(all)
+  local kept = {}
+  for _, lot in ipairs(all) do
+    if lot.n > 0 then kept[#kept + 1] = lot.key .. '=' .. str(lot.n) end
+  end
+  table.sort(kept)
+  return table.concat(kept, ',')
+end
+
+-- A wallet as a table, for the operations that are not on the path of a call; nil when there is none. `save` writes it back.
+local function load(k)
+  local f = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', 'pin')
+  if not f[1] then return nil end
+  return { seq = num(f[1]), pa = num(f[2]), fa = num(f[3]), ph = num(f[4]), fh = num(f[5]), debt = num(f[6]), lots = parse(f[7]),
+    pins = parse(f[8]), net = 0 }  -- net: change of `credited`
+end
+
+local function balance_of(s) return s.pa + s.fa + s.ph + s.fh end
+
+local function save(k, s)
+  local first = NEVER
+  for _, lot in ipairs(s.lots) do
+    if lot.n > 0 then first = math.min(first, expiry(lot.key)) end
+  end
+  redis.call('HSET', k.w, 'seq', str(s.seq), 'pa', str(s.pa), 'fa', str(s.fa), 'debt', str(s.debt), 'lots', join(s.lots))
+  if s.net ~= 0 then redis.call('HINCRBY', k.w, 'credited', str(s.net)) end
+  local pins = join(s.pins)
+  if pins ~= '' then redis.call('HSET', k.w, 'pin', pins) else redis.call('HDEL', k.w, 'pin') end
+  if first < NEVER then redis.call('HSET', k.w, 'xs', str(first)) else redis.call('HDEL', k.w, 'xs') end
+end
+
+local function add_lot(s, key, n)
+  s.lots[#s.lots + 1] = { key = key, n = n }
+  table.sort(s.lots, function(a, b) return a.key < b.key end)
+end
+
+-- What open holds use of each live lot of a pot: the holds, less what is pinned already, laid over the lots in burn order.
+local function covered(s, pot)
+  local left, found = s[HELD[pot]], {}
+  for _, lot in ipairs(s.lots) do
+    if letter(lot.key) == PIN[pot] then left = left - lot.n end
+  end
+  for _, lot in ipairs(s.lots) do
+    if letter(lot.key) == pot then
+      found[lot.key] = math.max(0, math.min(left, lot.n))
+      left = left - found[lot.key]
+    end
+  end
+  return found
+end
+
+-- Ends the live lots of a pot that is_ending(key) names: { ended } at once, and { pinned } under the seq of the entry to come.
+local function end_lots(s, pot, is_ending)
+  local cover, ended, pinned = covered(s, pot), 0, 0
+  for _, lot in ipairs(s.lots) do
+    if letter(lot.key) == pot and lot.n > 0 and is_ending(lot.key) then
+      pinned = pinned + cover[lot.key]
+      ended = ended + lot.n - cover[lot.key]
+      lot.n = 0
+    end
+  end
+  s[AVAILABLE[pot]] = s[AVAILABLE[pot]] - ended
+  s.net = s.net - ended
+  if pinned > 0 then
+    local key = string.format('%s:%012.0f', PIN[pot], s.seq + 1)
+    add_lot(s, key, pinned)
+    s.pins[#s.pins + 1] = { key = key, n = s[HELD[pot]] }
+  end
+  return ended, pinned
+end
+
+-- The outbox entry of a lot's end; its row has what the flusher needs, out of the row of the operation under way.
+local function emit_end(k, s, id, pot, key, ended, pinned, row)
+  s.seq = s.seq + 1
+  local merchant = string.match(row, '"merchant_id":"([^"\\]*)"') or ''
+  emit(k.m, k.o, 'x', 'exp_' .. id, k.wallet, s.seq, -ended, balance_of(s), pot == 'p' and ended or 0, pot == 'f' and ended or 0, 0, '',
+    s.debt, '{"merchant_id":"' .. merchant .. '","lot_key":"' .. key .. '"}', s.pa + s.ph, pinned)
+end
+
+-- Ends what is pinned and no longer used: pins up to a seq sum to no more than the holds which were open then and still are.
+local function release(k, s, id, row)
+  local backing = {}
+  for _, pin in ipairs(s.pins) do backing[pin.key] = pin.n end
+  for _, pot in ipairs({ 'p', 'f' }) do
+    local sum = 0
+    for _, lot in ipairs(s.lots) do
+      if letter(lot.key) == PIN[pot] and lot.n > 0 then
+        local excess = math.max(0, math.min(lot.n, sum + lot.n - (backing[lot.key] or 0)))
+        lot.n = lot.n - excess
+        sum = sum + lot.n
+        if lot.n == 0 then backing[lot.key] = 0 end
+        if excess > 0 then
+          s[AVAILABLE[pot]] = s[AVAILABLE[pot]] - excess
+          s.net = s.net - excess
+          emit_end(k, s, id, pot, lot.key, excess, -excess, row)
+        end
+      end
+    end
+  end
+  local left = {}
+  for _, lot in ipairs(s.lots) do
+    if POT[letter(lot.key)] and lot.n > 0 then left[lot.key] = true end
+  end
+  for _, pin in ipairs(s.pins) do
+    if not left[pin.key] then pin.n = 0 end
+  end
+end
+
+-- Is there something to end? xs as stored (false: nothing expires), at_ms as given. A lot has expired from its second on.
+local function is_due(xs, at_ms)
+  if not xs then return false end
+  return xs == '0' or (at_ms ~= '' and tonumber(at_ms) >= tonumber(xs) * 1000)
+end
+
+-- Ends every expired lot of a wallet, each by an entry of its own, and pins that nobody uses; how many lots.
+local function sweep(k, at_ms, row)
+  local s, count = load(k), 0
+  local at = tonumber(at_ms) or 0
+  release(k, s, 'pin_' .. k.wallet, row)
+  local due = {}
+  for _, lot in ipairs(s.lots) do
+    if not POT[letter(lot.key)] and lot.n > 0 and expiry(lot.key) * 1000 <= at then due[#due + 1] = lot.key end
+  end
+  for _, key in ipairs(due) do
+    local ended, pinned = end_lots(s, letter(key), function(other) return other == key end)
+    emit_end(k, s, string.match(key, '[^:]*$'), letter(key), key, ended, pinned, row)
+    count = count + 1
+  end
+  save(k, s)
+  return count
+end
+
+-- What a hold with pins open since its reserve burns of them, oldest first; the new lots and what is left to take.
+local function burn_pins(lots, pot, take, opened)
+  local all = parse(lots)
+  for _, lot in ipairs(all) do
+    if take > 0 and letter(lot.key) == PIN[pot] and pin_seq(lot.key) > opened then
+      local used = math.min(lot.n, take)
+      lot.n, take = lot.n - used, take - used
+    end
+  end
+  return join(all), take
+end
+
+-- A hold opened at a seq has grown by (plan, funds), or ended (negative): so have the sums behind the pins that it may burn.
+local function back_pins(pins, opened, plan, funds)
+  for _, pin in ipairs(pins) do
+    if pin_seq(pin.key) > opened then pin.n = math.max(0, pin.n + (letter(pin.key) == 'q' and plan or funds)) end
+  end
+end
+
+-- A lot was added: the earliest expiry may be its own.
+local function note_expiry(k, lot_key, xs)
+  local at = expiry(lot_key)
+  if at < NEVER and (not xs or at < tonumber(xs)) then redis.call('HSET', k.w, 'xs', str(at)) end
 end
 
 local ops = {}
@@ -135,24 +325,28 @@ end
 
 local function scopes_key(k, id) return string.match(k.m, '^(.*):m$') .. ':q:' .. id end
 
--- V reserve: id amount fingerprint lease_ms overdraft linked tier_field row n_scopes, then each scope's arguments
+-- V reserve: id amount fingerprint lease_ms overdraft linked tier_field row at_ms n_scopes, then each scope's arguments
 --   { 'H', plan, funds, tier_counter } held | { '=H', ... } the same call again | E402 {spendable, held} | E404 | E409 | E410 ended
---   | E429 (see check_scope) | E503 recovering.
-ops.V = { n = 9, has_scopes = true, run = function(k, i)
+--   | E429 (see check_scope) | E503 recovering. Lots that have expired by at_ms are ended first, whatever the answer.
+ops.V = { n = 10, has_scopes = true, run = function(k, i)
   local id, want, fp, lease = ARGV[i], amount(ARGV[i + 1]), ARGV[i + 2], tonumber(ARGV[i + 3])
-  local od, linked, tier, row, n_scopes = amount(ARGV[i + 4]), ARGV[i + 5] == '1', ARGV[i + 6], ARGV[i + 7], tonumber(ARGV[i + 8])
-  local after = i + 9 + n_scopes * SCOPE
+  local od, linked, tier, row, n_scopes = amount(ARGV[i + 4]), ARGV[i + 5] == '1', ARGV[i + 6], ARGV[i + 7], tonumber(ARGV[i + 9])
+  local after = i + 10 + n_scopes * SCOPE
   if not ready(k.m) then return { 'E503' }, after end
   if want == nil or od == nil then return { 'E400' }, after end
   local held = redis.call('GET', k.h)
   if held then
     local plan, funds, fp0 = string.match(held, '^H|(%d+)|(%d+)|%d+|%d|([^|]*)|')
     if not plan then return { 'E410' }, after end
-    if fp0 ~= fp then return { 'E409' }, after end
+    if string.gsub(fp0, ';%d+$', '') ~= fp then return { 'E409' }, after end
     return { '=H', plan, funds, tier ~= '' and redis.call('HGET', k.w, tier) or '0' }, after
   end
-  local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', tier ~= '' and tier or 'seq')
+  local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', tier ~= '' and tier or 'seq', 'xs')
   if not w[1] then return { 'E404' }, after end
+  if is_due(w[7], ARGV[i + 8]) then
+    sweep(k, ARGV[i + 8], row)
+    w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', tier ~= '' and tier or 'seq')
+  end
   local pa, fa, ph, fh = num(w[2]), num(w[3]), num(w[4]), num(w[5])
   local plan = linked and math.max(0, math.min(pa, want)) or 0
   local funds = want - plan
@@ -162,14 +356,14 @@ ops.V = { n = 9, has_scopes = true, run = function(k, i)
   if n_scopes > 0 then
     local writes, parts = {}, {}
     for n = 1, n_scopes do
-      local j = i + 9 + (n - 1) * SCOPE
+      local j = i + 10 + (n - 1) * SCOPE
       local refusal, fields = check_scope(k.m, j, n - 1, want)
       if refusal then return refusal, after end
       writes[n] = fields
       parts[n] = table.concat({ ARGV[j], str(want), ARGV[j + 3] ~= '' and ARGV[j + 9] or '', ARGV[j + 7], ARGV[j + 8] }, ';')
     end
     for n = 1, n_scopes do
-      local key = ARGV[i + 9 + (n - 1) * SCOPE]
+      local key = ARGV[i + 10 + (n - 1) * SCOPE]
       redis.call('HSET', key, unpack(writes[n]))
       redis.call('HINCRBY', key, 'tr', 1)
     end
@@ -177,7 +371,7 @@ ops.V = { n = 9, has_scopes = true, run = function(k, i)
   end
   if want > 0 then redis.call('HSET', k.w, 'pa', str(pa - plan), 'fa', str(fa - funds), 'ph', str(ph + plan), 'fh', str(fh + funds)) end
   local marks = (linked and 1 or 0) + (n_scopes > 0 and 2 or 0)
-  redis.call('SET', k.h, table.concat({ 'H', str(plan), str(funds), str(od), str(marks), fp, k.wallet, row }, '|'))
+  redis.call('SET', k.h, table.concat({ 'H', str(plan), str(funds), str(od), str(marks), fp .. ';' .. w[1], k.wallet, row }, '|'))
   redis.call('ZADD', k.x, str(now_ms + lease), id)
   return { 'H', str(plan), str(funds), tier ~= '' and (w[6] or '0') or '0' }, after
 end }
@@ -194,7 +388,7 @@ ops.W = { n = ops.V.n + 2, has_scopes = true, run = function(k, i)
     if record ~= 'S|0|n' then
       local charge = record and string.match(record, '^S|(%d+)|')
       local state = record and string.sub(record, 1, 1) == 'H' and 'H' or 'S'
-      return { 'E411', first, state, charge or '' }, i + 11 + tonumber(ARGV[i + 10]) * SCOPE
+      return { 'E411', first, state, charge or '' }, i + 12 + tonumber(ARGV[i + 11]) * SCOPE
     end
   end
   local reply, after = ops.V.run(k, i + 2)
@@ -203,6 +397,8 @@ ops.W = { n = ops.V.n + 2, has_scopes = true, run = function(k, i)
 end }
 
 local function is_linked(marks) return marks == '1' or marks == '3' end
+-- The wallet's seq when a hold was opened, out of its record's fingerprint.
+local function opened_at(stamp) return tonumber(string.match(stamp or '', ';(%d+)$')) or 0 end
 local function has_scopes(marks) return marks == '2' or marks == '3' end
 
 -- One pass over a hold's scopes: f(key, ceiling, tokens ('' not limited), cycle, spend_max ('' not limited)).
@@ -254,7 +450,7 @@ local function first_report(k, charge, rest)
   return { '=S', charge, id, position, flags, at, waiting and waiting[2][4] or '' }
 end
 
--- S settle: id charge units tier_field position_lo position_hi fingerprint row keep_ms mode overdraft linked tokens ('' unknown)
+-- S settle: id charge units tier_field position_lo position_hi fingerprint row keep_ms mode overdraft linked tokens ('' unknown) at_ms
 --   mode: held (only an open hold) | late (a hold, else a direct debit, flagged) | due (only a hold whose lease has ended)
 --         | report (never a hold: a debit deduplicated by the record, whose fingerprint must match; sent as R, which is refused when
 --           memory is full)
@@ -262,34 +458,39 @@ end
 --   position | { '=S', charge, id, position, flags, at_ms, row } a report's first debit, its row '' once it is in Postgres
 --   | E404 no hold | E409 same id, other content | E425 lease not ended | E503
 --   flags: l = without a hold, o = above the hold, b = balance below -od afterwards, d = below zero within -od
-ops.S = { n = 13, run = function(k, i)
+ops.S = { n = 14, run = function(k, i)
   local id, charge, units, tier = ARGV[i], amount(ARGV[i + 1]), amount(ARGV[i + 2]), ARGV[i + 3]
   local lo, hi, fp, row = tonumber(ARGV[i + 4]), tonumber(ARGV[i + 5]), ARGV[i + 6], ARGV[i + 7]
-  local keep, mode, after = ARGV[i + 8], ARGV[i + 9], i + 13
+  local keep, mode, after = ARGV[i + 8], ARGV[i + 9], i + 14
   if not ready(k.m) then return { 'E503' }, after end
   if charge == nil or units == nil then return { 'E400' }, after end
   local record = redis.call('GET', k.h)
-  local hp, hf, od, linked, scoped, flags = 0, 0, num(ARGV[i + 10]), ARGV[i + 11] == '1', false, ''
+  local hp, hf, od, linked, scoped, flags, opened = 0, 0, num(ARGV[i + 10]), ARGV[i + 11] == '1', false, '', nil
   if record and string.sub(record, 1, 1) == 'S' then
     local z, fp0, rest = string.match(record, '^S|(%d+)|([^|]*)(.*)$')
     if mode ~= 'report' then return { '=S', z }, after end
     if fp0 ~= fp then return { 'E409' }, after end
+    if rest == '' then return { '=S', z }, after end  -- the end of a call, which says no more
     return first_report(k, z, rest), after
   elseif record then
     if mode == 'report' then return { 'E409' }, after end
-    local p, f, d, l = string.match(record, '^H|(%d+)|(%d+)|(%d+)|(%d)|')
-    hp, hf, od, linked, scoped = num(p), num(f), num(d), is_linked(l), has_scopes(l)
+    local p, f, d, l, stamp = string.match(record, '^H|(%d+)|(%d+)|(%d+)|(%d)|([^|]*)|')
+    hp, hf, od, linked, scoped, opened = num(p), num(f), num(d), is_linked(l), has_scopes(l), opened_at(stamp)
     if mode == 'due' and num(redis.call('ZSCORE', k.x, id)) > now_ms then return { 'E425' }, after end
   elseif mode == 'late' then
     flags = 'l'
   elseif mode ~= 'report' then
     return { 'E404' }, after
   end
-  local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', tier ~= '' and tier or 'seq')
+  local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', tier ~= '' and tier or 'seq', 'pin', 'xs')
   if not w[1] then return { 'E404' }, after end
   local position = tier ~= '' and num(w[8] or '0') or 0
   if tier ~= '' and (position < lo or position > hi) then return { 'RETRY', str(position) }, after end
   if mode == 'report' and position + units > COUNTER_MAX then return { 'E400' }, after end
+  if is_due(w[10], ARGV[i + 13]) then
+    sweep(k, ARGV[i + 13], row)
+    w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', 'seq', 'pin')
+  end
   local pa, fa, ph, fh, debt = num(w[2]) + hp, num(w[3]) + hf, num(w[4]) - hp, num(w[5]) - hf, num(w[6])
   local held = hp + hf
   local plan
@@ -297,9 +498,14 @@ ops.S = { n = 13, run = function(k, i)
   local funds = charge - plan
   pa, fa = pa - plan, fa - funds
   if math.abs(fa) > MAX then return { 'E400' }, after end
-  local lots, short_plan, short_funds = w[7] or '', 0, 0
-  lots, short_plan = burn(lots, 'p', plan)
-  lots, short_funds = burn(lots, 'f', funds)
+  local lots, short_plan, short_funds = w[7] or '', plan, funds
+  local has_pins = w[9] and opened
+  if has_pins then
+    lots, short_plan = burn_pins(lots, 'p', short_plan, opened)
+    lots, short_funds = burn_pins(lots, 'f', short_funds, opened)
+  end
+  lots, short_plan = burn(lots, 'p', short_plan)
+  lots, short_funds = burn(lots, 'f', short_funds)
   debt = debt + short_plan + short_funds
   if record and charge > held then flags = flags .. 'o' end
   if charge > 0 and fa < 0 then flags = flags .. (fa < -od and 'b' or 'd') end
@@ -310,10 +516,17 @@ ops.S = { n = 13, run = function(k, i)
   if record then redis.call('ZREM', k.x, id) end
   if scoped then pcall(close_scopes, k, id, charge, tonumber(ARGV[i + 12])) end  -- a counter never stops money half-way
   local balance = pa + fa + ph + fh
-  local entry = emit(k.m, k.o, 's', id, k.wallet, seq, -charge, balance, plan, funds, position, flags, debt, row)
+  local entry = emit(k.m, k.o, 's', id, k.wallet, seq, -charge, balance, plan, funds, position, flags, debt, row, pa + ph, 0,
+    has_pins and opened)
   local ended = 'S|' .. str(charge) .. '|' .. fp
   if mode == 'report' then ended = table.concat({ ended, id, entry, str(position), flags, str(now_ms) }, '|') end
   redis.call('SET', k.h, ended, 'PX', keep)
+  if has_pins then
+    local s = load(k)
+    back_pins(s.pins, opened, -hp, -hf)
+    release(k, s, id, row)
+    save(k, s)
+  end
   return { 'S', str(balance), str(position), flags, str(seq), str(now_ms) }, after
 end }
 
@@ -348,21 +561,25 @@ ops.L = { n = 3, run = function(k, i)
   return { 'L' }, after
 end }
 
--- E extend: id target               { 'E', plan, funds } held is now `target` | { '=E', plan, funds } it was that much already
+-- E extend: id target at_ms         { 'E', plan, funds } held is now `target` | { '=E', plan, funds } it was that much already
 --   | E400 | E402 {spendable, held} | E404 no open hold | E503. By the reserve's rules (its overdraft line, its link to the plan), all
 --   or nothing. "Raise to", not "add": a repeat is harmless.
-ops.E = { n = 2, run = function(k, i)
-  local want, after = amount(ARGV[i + 1]), i + 2
+ops.E = { n = 3, run = function(k, i)
+  local want, after = amount(ARGV[i + 1]), i + 3
   if not ready(k.m) then return { 'E503' }, after end
   if want == nil then return { 'E400' }, after end
   local record = redis.call('GET', k.h)
-  local hp, hf, od, linked, rest = string.match(record or '', '^H|(%d+)|(%d+)|(%d+)|(%d)(|.*)$')
+  local hp, hf, od, linked, rest, stamp = string.match(record or '', '^H|(%d+)|(%d+)|(%d+)|(%d)(|([^|]*)|.*)$')
   if not hp then return { 'E404' }, after end
   local plan0, funds0 = num(hp), num(hf)
   local more = want - plan0 - funds0
   if more <= 0 then return { '=E', hp, hf }, after end
-  local w = redis.call('HMGET', k.w, 'pa', 'fa', 'ph', 'fh')
+  local w = redis.call('HMGET', k.w, 'pa', 'fa', 'ph', 'fh', 'xs')
   if not w[1] then return { 'E404' }, after end
+  if is_due(w[5], ARGV[i + 2]) then
+    sweep(k, ARGV[i + 2], rest)
+    w = redis.call('HMGET', k.w, 'pa', 'fa', 'ph', 'fh')
+  end
   local pa, fa, ph, fh = num(w[1]), num(w[2]), num(w[3]), num(w[4])
   local plan = is_linked(linked) and math.max(0, math.min(pa, more)) or 0
   local funds = more - plan
@@ -375,17 +592,23 @@ ops.E = { n = 2, run = function(k, i)
   end
   redis.call('HSET', k.w, 'pa', str(pa - plan), 'fa', str(fa - funds), 'ph', str(ph + plan), 'fh', str(fh + funds))
   redis.call('SET', k.h, table.concat({ 'H', str(plan0 + plan), str(funds0 + funds), od, linked }, '|') .. rest)
+  local pins = parse(redis.call('HGET', k.w, 'pin') or '')
+  if #pins > 0 then
+    back_pins(pins, opened_at(stamp), plan, funds)
+    redis.call('HSET', k.w, 'pin', join(pins))
+  end
   return { 'E', str(plan0 + plan), str(funds0 + funds) }, after
 end }
 
 -- C credit: id amount lot_key row keep_ms     { 'C', balance, wseq } | { '=C' } was credited before | E400 | E404 | E503
---   A funds credit pays the debt first; what remains becomes a lot.
+--   A funds credit pays the debt first; what remains becomes a lot. A plan credit pays no debt: what is owed is owed in funds, and
+--   stays so through any change of plan.
 ops.C = { n = 5, run = function(k, i)
   local id, value, lot_key, row, keep, after = ARGV[i], amount(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], i + 5
   if not ready(k.m) then return { 'E503' }, after end
   if value == nil or value == 0 then return { 'E400' }, after end
   if redis.call('EXISTS', k.h) == 1 then return { '=C' }, after end
-  local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots')
+  local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', 'xs')
   if not w[1] then return { 'E404' }, after end
   local pa, fa, ph, fh, debt = num(w[2]), num(w[3]), num(w[4]), num(w[5]), num(w[6])
   if pa + fa + ph + fh + value > MAX then return { 'E400' }, after end
@@ -399,14 +622,114 @@ ops.C = { n = 5, run = function(k, i)
     debt, left = debt - paid, value - paid
   end
   local lots = w[7] or ''
-  if left > 0 then lots = insert_lot(lots, lot_key, left) end
+  if left > 0 then
+    lots = insert_lot(lots, lot_key, left)
+    note_expiry(k, lot_key, w[8])
+  end
   local seq = num(w[1]) + 1
   redis.call('HSET', k.w, 'seq', str(seq), 'pa', str(pa), 'fa', str(fa), 'debt', str(debt), 'lots', lots)
   redis.call('HINCRBY', k.w, 'credited', ARGV[i + 1])
   redis.call('SET', k.h, 'C|' .. str(value), 'PX', keep)
   local balance = pa + fa + ph + fh
-  emit(k.m, k.o, 'c', id, k.wallet, seq, value, balance, plan, value - plan, 0, '', debt, row)
+  emit(k.m, k.o, 'c', id, k.wallet, seq, value, balance, plan, value - plan, 0, '', debt, row, pa + ph)
   return { 'C', str(balance), str(seq) }, after
+end }
+
+-- N renew: id ends lot_key grant months_before drop_cycles row keep_ms
+--   { 'N', balance, wseq } | { '=N' } was applied before | E400 | E404 | E503
+--   One event: ends what remains of the plan lots of some classes (ends: 'c' = cycle, priority 400, 'b' = bundle, priority 450), adds
+--   the lot of the cycle that begins (grant may be 0), and forgets tier counters of calendar months before months_before ('' none)
+--   and of the cycles in drop_cycles (comma-separated). Funds and other classes are not touched. Flags of its entry: ends.
+local CLASS = { ['p:400'] = 'c', ['p:450'] = 'b' }
+ops.N = { n = 8, run = function(k, i)
+  local id, ends, lot_key, grant, after = ARGV[i], ARGV[i + 1], ARGV[i + 2], amount(ARGV[i + 3]), i + 8
+  local months, drops, row, keep = ARGV[i + 4], ',' .. ARGV[i + 5] .. ',', ARGV[i + 6], ARGV[i + 7]
+  if not ready(k.m) then return { 'E503' }, after end
+  if grant == nil or (grant > 0 and not CLASS[string.sub(lot_key, 1, 5)]) then return { 'E400' }, after end
+  if redis.call('EXISTS', k.h) == 1 then return { '=N' }, after end
+  local s = load(k)
+  if not s then return { 'E404' }, after end
+  if balance_of(s) + grant > MAX then return { 'E400' }, after end
+  local ended, pinned = end_lots(s, 'p', function(key)
+    local class = CLASS[string.sub(key, 1, 5)]
+    return class and string.find(ends, class, 1, true) ~= nil
+  end)
+  if grant > 0 then add_lot(s, lot_key, grant) end
+  s.pa, s.net, s.seq = s.pa + grant, s.net + grant, s.seq + 1
+  save(k, s)
+  for _, field in ipairs(redis.call('HKEYS', k.w)) do
+    local cycle = string.match(field, '^t:.*:([^:]*)$')
+    local is_month = cycle and string.match(cycle, '^%d%d%d%d%-%d%d$')
+    if cycle and ((is_month and cycle < months) or string.find(drops, ',' .. cycle .. ',', 1, true)) then
+      redis.call('HDEL', k.w, field)
+    end
+  end
+  redis.call('SET', k.h, 'C|' .. str(grant), 'PX', keep)
+  local balance = balance_of(s)
+  emit(k.m, k.o, 'n', id, k.wallet, s.seq, grant - ended, balance, grant, 0, 0, ends, s.debt, row, s.pa + s.ph, pinned)
+  return { 'N', str(balance), str(s.seq) }, after
+end }
+
+-- A adjust: id delta lot_key ('' none) row keep_ms     { 'A', balance, wseq } | { '=A' } was applied before | E400 | E404 | E503
+--   Above zero: a credit with a lot, as C. Below: takes from the named lot first (of a plan lot what no hold uses), then from funds in
+--   burn order; what they do not cover is debt, without a line. Flag b: it left the wallet's funds below zero.
+ops.A = { n = 5, run = function(k, i)
+  local id, delta, lot_key, row, keep, after = ARGV[i], tonumber(ARGV[i + 1]), ARGV[i + 2], ARGV[i + 3], ARGV[i + 4], i + 5
+  if not ready(k.m) then return { 'E503' }, after end
+  if delta == nil or delta == 0 or amount(math.abs(delta)) == nil then return { 'E400' }, after end
+  if delta > 0 and lot_key == '' then return { 'E400' }, after end
+  if redis.call('EXISTS', k.h) == 1 then return { '=A' }, after end
+  local s = load(k)
+  if not s then return { 'E404' }, after end
+  local plan, funds, flags = 0, 0, ''
+  if delta > 0 then
+    if balance_of(s) + delta > MAX then return { 'E400' }, after end
+    local left = delta
+    if letter(lot_key) == 'p' then
+      plan, s.pa = delta, s.pa + delta
+    else
+      funds, s.fa = delta, s.fa + delta
+      local paid = math.min(s.debt, delta)
+      s.debt, left = s.debt - paid, delta - paid
+    end
+    if left > 0 then add_lot(s, lot_key, left) end
+  else
+    if s.fa + delta < -MAX then return { 'E400' }, after end
+    local cover = covered(s, 'p')
+    for _, lot in ipairs(s.lots) do
+      if lot.key == lot_key and letter(lot.key) == 'p' then
+        plan = math.min(lot.n - cover[lot.key], -delta)
+        lot.n = lot.n - plan
+      end
+    end
+    funds = -delta - plan
+    local take = funds
+    for pass = 1, 2 do
+      for _, lot in ipairs(s.lots) do
+        if letter(lot.key) == 'f' and (pass == 2 or lot.key == lot_key) then
+          local used = math.min(lot.n, take)
+          lot.n, take = lot.n - used, take - used
+        end
+      end
+    end
+    s.pa, s.fa, s.debt = s.pa - plan, s.fa - funds, s.debt + take
+    if s.fa < 0 then flags = 'b' end
+  end
+  s.net, s.seq = s.net + delta, s.seq + 1
+  save(k, s)
+  redis.call('SET', k.h, 'C|' .. str(delta), 'PX', keep)
+  local balance = balance_of(s)
+  emit(k.m, k.o, 'a', id, k.wallet, s.seq, delta, balance, plan, funds, 0, flags, s.debt, row, s.pa + s.ph)
+  return { 'A', str(balance), str(s.seq) }, after
+end }
+
+-- X expire: at_ms row                { 'X', lots ended } | E404 | E503     Ends the lots that have expired by then; each once, by itself.
+ops.X = { n = 2, run = function(k, i)
+  local after = i + 2
+  if not ready(k.m) then return { 'E503' }, after end
+  local w = redis.call('HMGET', k.w, 'seq', 'xs')
+  if not w[1] then return { 'E404' }, after end
+  return { 'X', str(is_due(w[2], ARGV[i]) and sweep(k, ARGV[i], ARGV[i + 1]) or 0) }, after
 end }
 
 -- O open a wallet at zero: -         { 'O' } | { '=O' } exists | E503

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from lava_proxy.billing.funding import Funding
-from lava_proxy.domain.errors import LavaError
+from lava_proxy.domain.errors import LavaError, NotFound
 from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
@@ -63,7 +63,13 @@ class Dashboard:
         return [
             *self._sign_in.open_routes(),
             *self._guard.protect([route for family in self._families for route in family.routes()]),
+            *self._guard.protect([web.get("/dashboard/{rest:.*}", self._nothing)]),
         ]
+
+    async def _nothing(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["rest"]:
+            raise NotFound("There is no such page.")
+        return web.Response(status=303, headers={hdrs.LOCATION: "/dashboard"})
 
     async def is_signed_in(self, request: web.Request) -> bool:
         """False also while the stores cannot say."""
