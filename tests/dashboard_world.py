@@ -17,6 +17,7 @@ from lava_proxy.billing.funding import Funding
 from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.merchant_stores import open_merchant_stores
+from lava_proxy.stores.open_calls import OpenCalls
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.web.dashboard.dashboard import DashboardDependencies
@@ -102,6 +103,7 @@ async def dashboard_world(
             "usage": UsageStore(stores.pool),
             "request_export": RequestExport(stores.pool),
             "webhooks": stores.webhooks,
+            "open_calls": OpenCalls(stores.redis),
             "sessions": DashboardSessions(stores.redis, now),
             "audit_log": AuditLog(stores.pool, business),
             "public_url": PUBLIC_URL.replace("https", "http"),

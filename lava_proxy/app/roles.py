@@ -45,6 +45,7 @@ from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.merchant_stores import MerchantStores, open_merchant_stores
+from lava_proxy.stores.open_calls import OpenCalls
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
@@ -259,6 +260,7 @@ def _dashboard_of(
         usage=UsageStore(stores.pool),
         request_export=RequestExport(stores.pool),
         webhooks=stores.webhooks,
+        open_calls=OpenCalls(stores.redis),
         sessions=DashboardSessions(stores.redis),
         audit_log=AuditLog(stores.pool, clock),
         public_url=config.base_url.removesuffix("v1/"),

@@ -13,16 +13,21 @@ from lava_proxy.domain.errors import LavaError, NotFound
 from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
+from lava_proxy.stores.dashboard_store import DashboardStore
+from lava_proxy.stores.engine_health import Health
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.merchant_stores import MerchantStores
+from lava_proxy.stores.open_calls import OpenCalls
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.webhook_store import WebhookStore
+from lava_proxy.web.dashboard.audit_page import AuditPage
 from lava_proxy.web.dashboard.connect import Connect
 from lava_proxy.web.dashboard.frame import Guard, View
 from lava_proxy.web.dashboard.overview import Overview
+from lava_proxy.web.dashboard.request_pages import RequestPages
 from lava_proxy.web.dashboard.sign_in import SignIn
 from lava_proxy.web.pages import Pages
 
@@ -39,6 +44,7 @@ class DashboardDependencies:
     funding: Funding
     usage: UsageStore
     request_export: RequestExport
+    open_calls: OpenCalls
     webhooks: WebhookStore
     sessions: DashboardSessions
     audit_log: AuditLog
@@ -56,7 +62,14 @@ class Dashboard:
         self._sign_in = SignIn(
             pages, view, self._guard, deps.sessions, stores.secret_keys, stores.call_counts, deps.audit_log
         )  # fmt: skip
-        self._families = (self._sign_in, Overview(view), Connect(view, stores.login_codes, deps.audit_log))
+        store = DashboardStore(deps.pool)
+        self._families = (
+            self._sign_in,
+            Overview(view, deps.usage, store, Health(deps.outbox, deps.ledger), deps.clock),
+            RequestPages(view, deps.catalog, deps.ledger, deps.request_export, deps.open_calls, store, deps.clock),
+            AuditPage(view, deps.audit_log),
+            Connect(view, stores.login_codes, deps.audit_log),
+        )
 
     def routes(self) -> list[web.RouteDef]:
         """The few that are open to everybody, and all others behind the guard."""
