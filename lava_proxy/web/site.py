@@ -43,7 +43,10 @@ class Site:
             try:
                 return await handler(request)
             except LavaError as error:
-                return self._failure(request, error.status, error.message)
+                response = self._failure(request, error.status, error.message)
+                if error.status in (429, 503):
+                    response.headers["Retry-After"] = str(getattr(error, "retry_after_s", None) or 1)
+                return response
             except web.HTTPNotFound:
                 return self._failure(request, 404, "There is nothing at this address.")
 
