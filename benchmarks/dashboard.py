@@ -31,6 +31,7 @@ from aiohttp import web
 
 from benchmarks.usage import CUSTOMERS, analyse, engine_options, quantile, seed
 from lava_proxy.api.envelope import answer_errors
+from lava_proxy.api.openapi import OpenApi
 from lava_proxy.app.embedded import EmbeddedEngines
 from lava_proxy.billing.funding import Funding
 from lava_proxy.stores import outbox as outbox_module
@@ -108,6 +109,7 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
     key = await catalog.create_secret_key(merchant.merchant_id, "bench")
     audit_log = AuditLog(pool)
     site = Site(
+        OpenApi([]).value,
         DashboardDependencies(
             pool=pool,
             catalog=catalog,
@@ -122,7 +124,7 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
             sessions=DashboardSessions(redis),
             audit_log=audit_log,
             public_url="http://127.0.0.1/",
-        )
+        ),
     )
     application = web.Application(middlewares=[answer_errors])
     application.add_routes(site.routes())

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import cast
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, cast
 
 from aiohttp import web
 
 from lava_proxy.domain.errors import LavaError
+from lava_proxy.web.api_reference import ApiReference
 from lava_proxy.web.assets import Assets
 from lava_proxy.web.dashboard.dashboard import Dashboard, DashboardDependencies
 from lava_proxy.web.docs import Docs
@@ -17,16 +18,19 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
-    """The pages for people; without what a dashboard needs, the guides alone."""
+    """The pages for people. `api_document` is the API's OpenAPI document, for its reference; `dashboard`: what that needs."""
 
-    def __init__(self, dashboard: DashboardDependencies | None = None) -> None:
+    def __init__(self, api_document: Mapping[str, Any], dashboard: DashboardDependencies | None = None) -> None:
         self._assets = Assets()
         self._pages = Pages(self._assets)
+        self._reference = ApiReference(self._pages, api_document)
         self._dashboard = Dashboard(self._pages, dashboard) if dashboard is not None else None
 
     def routes(self) -> list[web.RouteDef]:
+        # The reference before the guides, whose pattern would take its address.
         dashboard = self._dashboard.routes() if self._dashboard is not None else []
-        return [*self._assets.routes(), *self._guarded([*Docs(self._pages).routes(), *dashboard])]
+        guarded = [*self._reference.routes(), *Docs(self._pages).routes(), *dashboard]
+        return [*self._assets.routes(), *self._guarded(guarded)]
 
     async def home(self, request: web.Request) -> web.Response | None:
         """Where `/` leads the signed-in; None for everybody else."""

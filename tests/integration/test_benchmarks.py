@@ -153,3 +153,11 @@ def test_a_slow_page_of_the_dashboard_misses_its_target() -> None:
     assert report["met"] is False and report["targets"]["page_p95_ms"]["page"] == "b"
     assert report["targets"]["first_paint_kb"] == {"at_most": 300.0, "value": 10.0, "page": "a", "met": True}
     assert "MISSED" in dashboard.table(report)
+
+
+def test_the_renewals_benchmark_renews_and_counts_what_it_renewed() -> None:
+    command = [sys.executable, "-m", "benchmarks.renewals", "--subscriptions", "60", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if report["met"] else 1), done.stderr
+    assert report["subscriptions"] == 60 and 0 < report["seconds_1_workers"] and 0 < report["seconds_2_workers"]
