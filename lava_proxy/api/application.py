@@ -17,7 +17,7 @@ from lava_proxy.api.customers import Customers
 from lava_proxy.api.envelope import BODY_BYTES_MAX, add_common_headers, answer_errors, bound_body
 from lava_proxy.api.exports import Exports
 from lava_proxy.api.gateway_operations import routes_of_gateway
-from lava_proxy.api.health import REMEMBER_S, Health, HealthPages
+from lava_proxy.api.health import HealthPages
 from lava_proxy.api.idempotency import idempotency
 from lava_proxy.api.meters import Meters
 from lava_proxy.api.models import Models
@@ -29,7 +29,7 @@ from lava_proxy.api.rate_limit import REQUESTS_PER_MINUTE, add_rate_limit_header
 from lava_proxy.api.requests import Requests
 from lava_proxy.api.secret_keys import SecretKeys
 from lava_proxy.api.spend_keys import SpendKeys
-from lava_proxy.api.status_page import StatusPage
+from lava_proxy.api.status_page import Home, StatusPage
 from lava_proxy.api.subscriptions import SubscriptionResource
 from lava_proxy.api.unbuilt import unbuilt_routes
 from lava_proxy.api.usage import Usage
@@ -41,6 +41,7 @@ from lava_proxy.billing.subscriptions import Subscriptions
 from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.model_list import ListedModel
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.engine_health import REMEMBER_S, Health
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.merchant_stores import MerchantStores
 from lava_proxy.stores.outbox import Outbox
@@ -80,6 +81,7 @@ class ApiDependencies:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     health_remember_s: float = REMEMBER_S
     requests_per_minute: int = REQUESTS_PER_MINUTE
+    home: Home | None = None  # where `/` leads a visitor, None for the status page
     processor_routes: Sequence[web.RouteDef] = ()  # of the card processor that is set up: its notices, or its test bank
 
 
@@ -105,6 +107,7 @@ def build_application(deps: ApiDependencies) -> web.Application:
         price_version=deps.price_version,
         links=deps.status_links,
         first_call=deps.first_call if deps.dev else None,
+        home=deps.home,
     )
     operations = operations_of(deps)
     openapi = OpenApi(operations)

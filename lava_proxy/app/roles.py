@@ -38,16 +38,20 @@ from lava_proxy.providers.registry import Registry, load_registry
 from lava_proxy.settings import Settings
 from lava_proxy.stores import outbox as outbox_module
 from lava_proxy.stores import postgres
+from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.balance_store import BalanceStore
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
-from lava_proxy.stores.merchant_stores import open_merchant_stores
+from lava_proxy.stores.merchant_stores import MerchantStores, open_merchant_stores
+from lava_proxy.stores.open_calls import OpenCalls
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.vault import Vault
 from lava_proxy.stores.webhook_store import WebhookStore
+from lava_proxy.web.dashboard.dashboard import DashboardDependencies
 from lava_proxy.web.site import Site
 from lava_proxy.workers.charger import Charger
 from lava_proxy.workers.credit_applier import CreditApplier
@@ -196,16 +200,20 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     environment = settings.environment
     webhook_client = webhook_client_of(config, settings)
     await webhook_client.open()
-    funding = Funding(stores.catalog, stores.balances, business_clock(config))
+    clock = business_clock(config)
+    funding = Funding(stores.catalog, stores.balances, clock)
     cards = open_card_payments(stores.pool, funding, config, settings)
+    merchant_stores = open_merchant_stores(stores.pool, stores.redis, stores.catalog, vault_of(config), clock)
+
+    async def home(request: web.Request) -> web.Response | None:
+        return await site.home(request)
+
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
             ledger=stores.ledger,
             outbox=stores.outbox,
-            merchant_stores=open_merchant_stores(
-                stores.pool, stores.redis, stores.catalog, vault_of(config), business_clock(config)
-            ),
+            merchant_stores=merchant_stores,
             funding=funding,
             payments=cards.services(stores.pool, funding, config),
             usage=UsageStore(stores.pool),
@@ -214,16 +222,18 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             webhook_client=webhook_client,
             price_version=prices_of(settings).version,
             models=listed_models(registry_of(config, settings)),
-            clock=business_clock(config),
+            clock=clock,
             metrics=lambda: _exposition(environment),
             started_at=datetime.now(UTC),
             dev=config.dev,
             status_links={"API base": config.base_url},
             first_call=config.first_call,
             processor_routes=cards.routes(),
+            home=home,
         )
     )
-    application.add_routes(Site(application[OPENAPI_DOCUMENT]).routes())
+    site = Site(application[OPENAPI_DOCUMENT], _dashboard_of(stores, merchant_stores, funding, config))
+    application.add_routes(site.routes())
     # The gateway has bounded the head already; aiohttp's own, smaller bounds would answer without our envelope.
     head_bytes_max = settings.http.head_bytes_max
     runner = web.AppRunner(
@@ -239,6 +249,29 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     await webhook_client.close()
     await cards.close()
     await stores.close()
+
+
+def _dashboard_of(
+    stores: Stores, merchant_stores: MerchantStores, funding: Funding, config: RunConfig
+) -> DashboardDependencies:  # fmt: skip
+    """What the pages for merchants stand on."""
+    clock = business_clock(config)
+    return DashboardDependencies(
+        pool=stores.pool,
+        catalog=stores.catalog,
+        ledger=stores.ledger,
+        outbox=stores.outbox,
+        merchant_stores=merchant_stores,
+        funding=funding,
+        usage=UsageStore(stores.pool),
+        request_export=RequestExport(stores.pool),
+        webhooks=stores.webhooks,
+        open_calls=OpenCalls(stores.redis),
+        sessions=DashboardSessions(stores.redis),
+        audit_log=AuditLog(stores.pool, clock),
+        public_url=config.base_url.removesuffix("v1/"),
+        clock=clock,
+    )
 
 
 def _exposition(environment: Any) -> bytes:

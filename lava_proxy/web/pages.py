@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
@@ -18,7 +18,7 @@ from lava_proxy.web.assets import Assets
 THEME_COOKIE = "lava_theme"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-src 'self'; frame-ancestors {ancestors}"
+    "form-action 'self'{action}; base-uri 'none'; frame-src 'self'; frame-ancestors {ancestors}"
 )
 
 
@@ -29,8 +29,8 @@ class Pages:
         self._environment = Environment(
             loader=PackageLoader("lava_proxy.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        self._environment.globals.update(asset=assets.url, icon=icon)
-        self._environment.filters.update(usd=usd, when=when, number=number)
+        self._environment.globals.update(asset=assets.url, icon=icon, pairs=pairs)
+        self._environment.filters.update(usd=usd, money=money, when=when, number=number)
 
     def text(self, template: str, **values: Any) -> str:
         """A template as text; a name it misses is an error."""
@@ -44,12 +44,15 @@ class Pages:
         *,
         status: int = 200,
         frame_ancestors: str = "'none'",
+        form_target: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> web.Response:
-        """A page as an answer. `frame_ancestors` is the one origin that may embed it, where one may."""
+        """A page as an answer. `frame_ancestors` is the one origin that may embed it, where one may; `form_target` another
+        origin to which its forms may lead.
+        """
         text = self.text(template, theme=theme_of(request), path=request.path, **values)
         found = {
-            "Content-Security-Policy": _POLICY.format(ancestors=frame_ancestors),
+            "Content-Security-Policy": _POLICY.format(ancestors=frame_ancestors, action=form_target and f" {form_target}"),
             "Referrer-Policy": "same-origin",
             "Cross-Origin-Opener-Policy": "same-origin",
             "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
@@ -83,6 +86,23 @@ def usd(nanos: int | None, places: int = 2) -> str:
     whole, _, fraction = format_usd(abs(nanos), 9).partition(".")
     fraction = fraction.rstrip("0").ljust(places, "0")
     return f"{'-' if nanos < 0 else ''}${int(whole):,}.{fraction}" if fraction else f"{'-' if nanos < 0 else ''}${int(whole):,}"
+
+
+def money(nanos: int | None) -> str:
+    """Dollars to read in a list: cents from $1 on, six places below it, rounded."""
+    if nanos is None:
+        return "–"
+    sign = "-" if nanos < 0 else ""
+    if 0 < abs(nanos) < 500:
+        return f"{sign}<$0.000001"
+    places = 2 if not nanos or abs(nanos) >= 1_000_000_000 else 6
+    whole, _, fraction = format_usd(abs(nanos), places).partition(".")
+    return f"{sign}${int(whole):,}.{fraction}"
+
+
+def pairs(values: Iterable[str]) -> list[tuple[str, str]]:
+    """Choices whose text is their value."""
+    return [(value, value) for value in values]
 
 
 def number(value: int | None) -> str:

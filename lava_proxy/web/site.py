@@ -10,6 +10,7 @@ from aiohttp import web
 from lava_proxy.domain.errors import LavaError
 from lava_proxy.web.api_reference import ApiReference
 from lava_proxy.web.assets import Assets
+from lava_proxy.web.dashboard.dashboard import Dashboard, DashboardDependencies
 from lava_proxy.web.docs import Docs
 from lava_proxy.web.pages import Pages
 
@@ -17,16 +18,25 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
-    """The pages for people. `api_document` is the API's OpenAPI document, for its reference page."""
+    """The pages for people. `api_document` is the API's OpenAPI document, for its reference; `dashboard`: what that needs."""
 
-    def __init__(self, api_document: Mapping[str, Any]) -> None:
+    def __init__(self, api_document: Mapping[str, Any], dashboard: DashboardDependencies | None = None) -> None:
         self._assets = Assets()
         self._pages = Pages(self._assets)
         self._reference = ApiReference(self._pages, api_document)
+        self._dashboard = Dashboard(self._pages, dashboard) if dashboard is not None else None
 
     def routes(self) -> list[web.RouteDef]:
-        reference = self._guarded(self._reference.routes())  # before the guides, whose pattern would take its address
-        return [*self._assets.routes(), *reference, *self._guarded(Docs(self._pages).routes())]
+        # The reference before the guides, whose pattern would take its address.
+        dashboard = self._dashboard.routes() if self._dashboard is not None else []
+        guarded = [*self._reference.routes(), *Docs(self._pages).routes(), *dashboard]
+        return [*self._assets.routes(), *self._guarded(guarded)]
+
+    async def home(self, request: web.Request) -> web.Response | None:
+        """Where `/` leads the signed-in; None for everybody else."""
+        if self._dashboard is None or not await self._dashboard.is_signed_in(request):
+            return None
+        return web.Response(status=303, headers={"Location": "/dashboard", "Cache-Control": "no-store"})
 
     def _guarded(self, routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
         """The same routes, whose refusals are pages: the API's error envelope is for programs."""
@@ -37,7 +47,10 @@ class Site:
             try:
                 return await handler(request)
             except LavaError as error:
-                return self._failure(request, error.status, error.message)
+                response = self._failure(request, error.status, error.message)
+                if error.status in (429, 503):
+                    response.headers["Retry-After"] = str(getattr(error, "retry_after_s", None) or 1)
+                return response
             except web.HTTPNotFound:
                 return self._failure(request, 404, "There is nothing at this address.")
 
