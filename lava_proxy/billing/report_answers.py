@@ -72,7 +72,8 @@ class _Template:
         self._arrange = itemgetter(*order)
 
     def body(self, values: Changing) -> bytes:
-        return self._format % self._arrange(values.texts())
+        found: bytes = self._format % self._arrange(values.texts())
+        return found
 
 
 class ReportAnswers:
