@@ -64,6 +64,7 @@ def created_at(identifier: str) -> datetime:
     return at_ms(created_ms(identifier))
 
 
+@lru_cache(maxsize=1024)
 def at_ms(milliseconds: int) -> datetime:
     """Aware UTC of milliseconds since 1970, without a float in between."""
     return _EPOCH + timedelta(milliseconds=milliseconds)

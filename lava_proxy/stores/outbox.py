@@ -18,7 +18,7 @@ from lava_proxy.stores.balance_store import PARTITIONS, partition_of, scope_key,
 from lava_proxy.stores.hot_redis import VERIFIED_KEY
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: made for every row
 class OutboxEntry:
     """One change of a wallet as the money script wrote it."""
 
