@@ -60,7 +60,7 @@ class Context:
     charging: Charging
     pool: UpstreamPool
     control: Origin
-    control_hop: bytes  # what the control process knows us by; empty where it listens on a Unix socket
+    control_hop: bytes = b""  # what the control process knows us by; empty where it listens on a Unix socket
     env_keys: dict[str, str]
     tally: telemetry.Tally
     outbox_full: Callable[[], bool]
