@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from aiohttp import web
 
 from lava_proxy.api.auth_callback import AuthCallback
 from lava_proxy.api.authentication import authentication
 from lava_proxy.api.connections import Connections
+from lava_proxy.api.customer_accounts import CustomerAccounts
 from lava_proxy.api.customers import Customers
 from lava_proxy.api.envelope import BODY_BYTES_MAX, add_common_headers, answer_errors, bound_body
 from lava_proxy.api.exports import Exports
@@ -21,17 +23,21 @@ from lava_proxy.api.meters import Meters
 from lava_proxy.api.models import Models
 from lava_proxy.api.openapi import OpenApi
 from lava_proxy.api.operations import Operation, routes_of
+from lava_proxy.api.payments import PaymentServices
+from lava_proxy.api.plans import Plans
 from lava_proxy.api.rate_limit import REQUESTS_PER_MINUTE, add_rate_limit_headers, rate_limit
 from lava_proxy.api.requests import Requests
 from lava_proxy.api.secret_keys import SecretKeys
 from lava_proxy.api.spend_keys import SpendKeys
 from lava_proxy.api.status_page import StatusPage
+from lava_proxy.api.subscriptions import SubscriptionResource
 from lava_proxy.api.unbuilt import unbuilt_routes
 from lava_proxy.api.usage import Usage
 from lava_proxy.api.wallet import Wallet
 from lava_proxy.api.wallet_keys import WalletKeys
 from lava_proxy.api.webhooks import Webhooks
 from lava_proxy.billing.funding import Funding
+from lava_proxy.billing.subscriptions import Subscriptions
 from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.model_list import ListedModel
 from lava_proxy.stores.catalog_store import CatalogStore
@@ -41,6 +47,9 @@ from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.webhook_store import WebhookStore
+
+OPENAPI_DOCUMENT: web.AppKey[Mapping[str, Any]] = web.AppKey("openapi_document", Mapping[str, Any])
+"""Where the application keeps its description, for the page that shows it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +69,7 @@ class ApiDependencies:
     request_export: RequestExport
     webhooks: WebhookStore
     webhook_client: WebhookClient
+    payments: PaymentServices
     price_version: str
     metrics: Callable[[], bytes]
     started_at: datetime
@@ -97,8 +107,10 @@ def build_application(deps: ApiDependencies) -> web.Application:
         first_call=deps.first_call if deps.dev else None,
     )
     operations = operations_of(deps)
+    openapi = OpenApi(operations)
+    application[OPENAPI_DOCUMENT] = openapi.value
     for routes in (
-        routes_of([*operations, *OpenApi(operations).operations()]),
+        routes_of([*operations, *openapi.operations()]),
         HealthPages(health, deps.metrics, deps.price_version).routes(),
         status_page.routes(),
         deps.processor_routes,
@@ -112,18 +124,22 @@ def build_application(deps: ApiDependencies) -> web.Application:
 def operations_of(deps: ApiDependencies) -> list[Operation]:
     """Every operation of the REST API, in the order in which the OpenAPI document shows them."""
     catalog, outbox, clock, stores = deps.catalog, deps.outbox, deps.clock, deps.merchant_stores
+    subscriptions = SubscriptionResource(catalog, stores.plans, Subscriptions(stores.plans, deps.funding, clock), outbox)
     resources = (
         Exports(catalog, deps.request_export),  # before /v1/requests/{request}
         Requests(catalog, deps.ledger),
         Usage(catalog, deps.usage, clock),
-        Customers(catalog, stores.customers, outbox, deps.funding),
-        Connections(catalog, stores.customers, outbox, clock),
+        Customers(catalog, stores.customers, outbox, deps.funding, stores.plans, subscriptions),
+        Connections(catalog, stores.customers, outbox, clock, stores.plans, subscriptions),
+        Plans(stores.plans),
+        subscriptions,
         Meters(catalog, stores.meters),
         SpendKeys(catalog, outbox, clock),
         SecretKeys(stores.secret_keys),
         WalletKeys(),
         Models(deps.models, clock),
-        Wallet(outbox),
+        Wallet(outbox, deps.payments),
+        CustomerAccounts(catalog, outbox, deps.payments),
         Webhooks(deps.webhooks, deps.webhook_client, clock),
         AuthCallback(catalog, stores.login_codes, stores.secret_keys),
     )

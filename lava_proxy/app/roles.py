@@ -23,9 +23,9 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from lava_proxy import tasks, telemetry
-from lava_proxy.api.application import ApiDependencies, build_application
+from lava_proxy.api.application import OPENAPI_DOCUMENT, ApiDependencies, build_application
 from lava_proxy.api.gateway_hop import only_gateways
-from lava_proxy.app.card_payments import open_card_payments
+from lava_proxy.app.card_payments import open_card_payments, open_overage
 from lava_proxy.app.run_config import RunConfig, business_clock, control_address
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rating import Rating
@@ -59,6 +59,7 @@ from lava_proxy.workers.flusher import Flusher, kill_self
 from lava_proxy.workers.hold_reaper import HoldReaper
 from lava_proxy.workers.lot_expirer import LotExpirer
 from lava_proxy.workers.recovery import Recovery
+from lava_proxy.workers.renewals import Renewals
 from lava_proxy.workers.webhook_sender import WebhookSender
 
 _PR_SET_PDEATHSIG = 1
@@ -107,7 +108,7 @@ async def open_stores(config: RunConfig, settings: Settings, *, pool_max: int, r
         Outbox(redis, business_clock(config)),
         BalanceStore(hot),
         pool,
-        CatalogStore(pool, vault),
+        CatalogStore(pool, vault, business_clock(config)),
         LedgerStore(pool),
         WebhookStore(pool, vault),
     )
@@ -208,7 +209,8 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     environment = settings.environment
     webhook_client = webhook_client_of(config, settings)
     await webhook_client.open()
-    cards = open_card_payments(stores.pool, Funding(stores.catalog, stores.balances, business_clock(config)), config, settings)
+    funding = Funding(stores.catalog, stores.balances, business_clock(config))
+    cards = open_card_payments(stores.pool, funding, config, settings)
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
@@ -217,7 +219,8 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             merchant_stores=open_merchant_stores(
                 stores.pool, stores.redis, stores.catalog, vault_of(config), business_clock(config)
             ),
-            funding=Funding(stores.catalog, stores.balances, business_clock(config)),
+            funding=funding,
+            payments=cards.services(stores.pool, funding, config),
             usage=UsageStore(stores.pool),
             request_export=RequestExport(stores.pool),
             webhooks=stores.webhooks,
@@ -233,7 +236,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             processor_routes=cards.routes(),
         )
     )
-    application.add_routes(Site().routes())
+    application.add_routes(Site(application[OPENAPI_DOCUMENT]).routes())
     if config.control_listen is not None:
         keys = (config.master_key, config.previous_master_key)
         application.middlewares.insert(0, only_gateways([hop_secret(key) for key in keys if key]))
@@ -279,7 +282,9 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
     applier = CreditApplier(stores.catalog, funding)
     expirer = LotExpirer(stores.catalog, stores.balances, business_clock(config))
     cards = open_card_payments(stores.pool, funding, config, settings)
+    renewals = Renewals(cards.subscriptions, cards.charges)
     charger = Charger(cards.store, cards.charges, business_clock(config))
+    overage = open_overage(stores.pool, cards, stores.outbox, business_clock(config))
     recovery = Recovery(stores.outbox, stores.ledger, business_clock(config))
     drift = Drift(stores.outbox, stores.ledger)
     webhook_client = webhook_client_of(config, settings)
@@ -316,6 +321,8 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         tasks.start("reaper", _every(1.0, lambda: lead(reaper.run_once))),
         tasks.start("credit-applier", _every(1.0, lambda: lead(applier.run_once))),
         tasks.start("charger", _every(1.0, lambda: lead(charger.run_once))),
+        tasks.start("renewals", _every(1.0, lambda: lead(renewals.run_once))),
+        tasks.start("overage", _every(0.25, lambda: lead(overage.run_once))),
         tasks.start("lot-expirer", _every(1.0, lambda: lead(expirer.run_once))),
         tasks.start("drift", _every(_DRIFT_ROUND_S, lambda: lead(drift.run_once))),
         tasks.start("webhook-sender", _every(0.0, send)),

@@ -31,6 +31,7 @@ from lava_proxy.domain.prices import Cost, PriceBook
 from lava_proxy.domain.usage import Outcome, Provenance, Usage
 from lava_proxy.settings import Reports as ReportSettings
 from lava_proxy.stores.balance_store import BalanceStore, Moved, Report, ReportConflict, Reported, report_record
+from lava_proxy.stores.billing_terms import BillingTerms
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.hot_redis import Ambiguous
 from lava_proxy.stores.ids import at_ms, created_at, new_id
@@ -116,6 +117,7 @@ class Reporting:
         self._check = _LedgerCheck(ledger, settings.ledger_check_ms / 1000) if settings.ledger_check_ms else None
         self._starts = RowStarts()
         self._grants: dict[tuple[str, str, str], Grant] = {}
+        self._of_connection: dict[str, set[tuple[str, str, str]]] = {}  # which of them are a connection's
         self._positions: dict[tuple[str, str], int] = {}  # where tier counters stood lately: a guess that the script checks
         self._versions: dict[int, MeterVersion | None] = {}
         self._generation = 0
@@ -124,6 +126,13 @@ class Reporting:
         """The catalogue has changed: ask again."""
         self._generation += 1
         self._grants.clear()
+        self._of_connection.clear()
+
+    def forget_connection(self, connection_id: str) -> None:
+        """A connection's subscription has changed: ask for what it means again."""
+        self._generation += 1
+        for names in self._of_connection.pop(connection_id, ()):
+            self._grants.pop(names, None)
 
     async def report(self, merchant_id: str, values: Sequence[object]) -> list[Answer | LavaError]:
         """Debit each report (a decoded JSON body, or the LavaError of one that is not JSON) once; an answer each, in order.
@@ -205,7 +214,9 @@ class Reporting:
         if generation == self._generation:
             if len(self._grants) >= _CACHE_MAX:
                 self._grants.clear()
+                self._of_connection.clear()
             self._grants[merchant_id, customer_ref, meter_ref] = grant
+            self._of_connection.setdefault(grant.connection_id or "", set()).add((merchant_id, customer_ref, meter_ref))
         return grant
 
     async def _look_up(self, merchant_id: str, customer_ref: str, meter_ref: str) -> Grant | LavaError:
@@ -213,6 +224,9 @@ class Reporting:
         try:
             connection = await self._catalog.connection(merchant_id, customer_ref)
             meter = await self._catalog.meter(merchant_id, meter_ref)
+            terms = BillingTerms()
+            if connection is not None and meter is not None:
+                terms = await self._catalog.billing_terms(connection.connection_id, meter.meter_id)
         except StoreError as error:
             return error
         if connection is None:
@@ -227,12 +241,13 @@ class Reporting:
             )
         if connection.status == "disabled":
             return Forbidden("This customer has been disabled; its usage is not charged.", code="connection_disabled")
-        return Grant(
+        grant = Grant(
             merchant_id=merchant_id,
             wallet_id=connection.wallet_id,
             connection_id=connection.connection_id,
             meter=meter.version,
         )
+        return terms.on(grant)
 
     def _item(self, merchant_id: str, said: ReportBody, grant: Grant) -> _Item:
         """The report with what it costs; raises CallerError where its meter needs a cost that is not known."""

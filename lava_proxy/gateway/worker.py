@@ -19,6 +19,7 @@ from lava_proxy.gateway.downstream import Connections, Downstream, Request
 from lava_proxy.gateway.exchange import Context, Exchange
 from lava_proxy.gateway.grants import Grants
 from lava_proxy.gateway.head_plans import Routes
+from lava_proxy.gateway.refusals import Refusals
 from lava_proxy.gateway.reports import ReportExchange, Reports, report_route
 from lava_proxy.gateway.upstream import Origin, UpstreamPool
 from lava_proxy.gateway.websocket import WebSocketExchange, is_upgrade
@@ -65,11 +66,12 @@ class GatewayWorker:
         self._outbox_full = False
         self._broken_providers: set[str] = set()
         self._pool = UpstreamPool(settings.upstream)
+        self._refusals = Refusals(outbox)
         self._context = Context(
             settings=settings,
             registry=registry,
             grants=self._grants,
-            charging=Charging(BalanceStore(redis), prices, settings.reserve, self.tally, clock),
+            charging=Charging(BalanceStore(redis), prices, settings.reserve, self.tally, clock, self._refusals.note),
             pool=self._pool,
             control=control,
             control_hop=control_hop.encode(),
@@ -124,6 +126,7 @@ class GatewayWorker:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await tasks.stop(self._checkpointer, self._listener)
+        await self._refusals.stop()
         self._pool.close()
         self.tally.publish()
 
@@ -176,6 +179,15 @@ class GatewayWorker:
             return
         self._outbox_full = length > self._settings.redis.outbox_entries_max
 
+    def _forget(self, payload: object) -> None:
+        """What changed: a table's name, or a connection's subscription."""
+        kind, _, connection_id = str(payload).partition(":")
+        if kind == "connection" and connection_id:
+            self._grants.forget_connection(connection_id)
+            self._reports.forget_connection(connection_id)
+        else:
+            self._grants.forget()
+
     async def _listen(self) -> None:
         """Drop what is remembered of the catalogue when it changes; keep it while Postgres is away."""
         while True:
@@ -187,7 +199,7 @@ class GatewayWorker:
                 continue
             try:
                 connection.add_termination_listener(lambda *_, lost=lost: lost.set())
-                await connection.add_listener("catalogue", lambda *_: self._grants.forget())
+                await connection.add_listener("catalogue", lambda *heard: self._forget(heard[-1]))
                 self._grants.forget()  # changes made while nobody listened
                 while not await _ended_within(lost, LISTENER_PING_S):
                     # A connection that only listens is what firewalls drop without a word: then revoked keys would go on working.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import cast
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, cast
 
 from aiohttp import web
 
 from lava_proxy.domain.errors import LavaError
+from lava_proxy.web.api_reference import ApiReference
 from lava_proxy.web.assets import Assets
 from lava_proxy.web.docs import Docs
 from lava_proxy.web.pages import Pages
@@ -16,14 +17,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
-    """The pages for people."""
+    """The pages for people. `api_document` is the API's OpenAPI document, for its reference page."""
 
-    def __init__(self) -> None:
+    def __init__(self, api_document: Mapping[str, Any]) -> None:
         self._assets = Assets()
         self._pages = Pages(self._assets)
+        self._reference = ApiReference(self._pages, api_document)
 
     def routes(self) -> list[web.RouteDef]:
-        return [*self._assets.routes(), *self._guarded(Docs(self._pages).routes())]
+        reference = self._guarded(self._reference.routes())  # before the guides, whose pattern would take its address
+        return [*self._assets.routes(), *reference, *self._guarded(Docs(self._pages).routes())]
 
     def _guarded(self, routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
         """The same routes, whose refusals are pages: the API's error envelope is for programs."""
