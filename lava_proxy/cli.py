@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -38,9 +38,8 @@ def main() -> None:
     """Entry point: translates our errors into a sentence and exit status 1."""
     _configure_logs()
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as done:
-        sys.exit(done.exit_code)
+        status = cli.main(standalone_mode=False)
+        sys.exit(status if isinstance(status, int) else 0)  # click returns the status of `ctx.exit`; commands return nothing
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
@@ -188,19 +187,38 @@ def _config_from_environment(settings: Settings, providers: tuple[str, ...] = ()
         master_key=environment["LAVA_MASTER_KEY"],
         previous_master_key=environment.get("LAVA_MASTER_KEY_PREVIOUS", ""),
         control_socket=environment.get("LAVA_CONTROL_SOCKET", ""),
+        control_url=environment.get("LAVA_CONTROL_URL", ""),
+        control_listen=_control_listen(environment),
         base_url=f"{public.rstrip('/')}/v1/" if public else "",
         overrides=parse_overrides(providers),
     )
 
 
-def _role_config(settings: Settings, supervised: bool) -> Any:
-    from lava_proxy.app.run_config import RunConfig
+def _control_listen(environment: Mapping[str, str]) -> tuple[str, int] | None:
+    """Where control listens for gateways on other hosts; None where neither variable is set."""
+    host, port = environment.get("LAVA_CONTROL_HOST", ""), environment.get("LAVA_CONTROL_PORT", "")
+    if not host and not port:
+        return None
+    if port and not (port.isascii() and port.isdigit() and 0 < int(port) <= 65535):
+        raise CallerError(f"LAVA_CONTROL_PORT takes 1 to 65535, not {port!r}.")
+    return host or "127.0.0.1", int(port or "8081")
+
+
+def _role_config(settings: Settings, supervised: bool, *needs: str) -> Any:
+    """`needs`: the variables of which the role cannot do without one."""
+    from lava_proxy.app.run_config import RunConfig, control_address
 
     if supervised:
         return RunConfig.from_json(sys.stdin.read())
     config = _config_from_environment(settings)
-    if not config.control_socket:
-        raise CallerError("Set LAVA_CONTROL_SOCKET: the path at which the control process listens and the gateways find it.")
+    if needs and not any(settings.environment.get(name) for name in needs):
+        raise CallerError(
+            f"Set {' or '.join(needs)}: a gateway passes everything but model calls on to the control process, by a Unix socket on "
+            "the same host (LAVA_CONTROL_SOCKET, on both sides) or by TCP (LAVA_CONTROL_HOST and LAVA_CONTROL_PORT where control "
+            "listens, LAVA_CONTROL_URL at the gateways)."
+        )
+    if config.control_url:
+        control_address(config.control_url)
     return config
 
 
@@ -211,11 +229,11 @@ _SUPERVISED = click.option("--supervised", is_flag=True, hidden=True)
 @click.option("--fd", type=int, default=None, hidden=True)
 @_SUPERVISED
 def gateway(fd: int | None, supervised: bool) -> None:
-    """Run one gateway worker (a fleet's role). LAVA_CONTROL_SOCKET names the control process' socket."""
+    """Run one gateway worker (a fleet's role). LAVA_CONTROL_URL or LAVA_CONTROL_SOCKET says where the control process is."""
     from lava_proxy.app.roles import run_gateway, run_role
 
     settings = settings_module.load()
-    config = _role_config(settings, supervised)
+    config = _role_config(settings, supervised, "LAVA_CONTROL_URL", "LAVA_CONTROL_SOCKET")
     if fd is not None:
         listening = socket.socket(fileno=fd)
     else:
@@ -230,11 +248,12 @@ def gateway(fd: int | None, supervised: bool) -> None:
 @cli.command()
 @_SUPERVISED
 def control(supervised: bool) -> None:
-    """Run the control process: REST API, status page, metrics (a fleet's role)."""
+    """Run the control process: REST API, status page, metrics (a fleet's role). Listens on LAVA_CONTROL_HOST and _PORT."""
     from lava_proxy.app.roles import run_control, run_role
 
     settings = settings_module.load()
-    run_role(run_control(_role_config(settings, supervised), settings), supervised=supervised)
+    config = _role_config(settings, supervised, "LAVA_CONTROL_HOST", "LAVA_CONTROL_PORT", "LAVA_CONTROL_SOCKET")
+    run_role(run_control(config, settings), supervised=supervised)
 
 
 @cli.command()
@@ -361,7 +380,8 @@ def merchant_set(merchant_id: str | None, clamp_floor: int | None, overage: str 
 @_DATA_DIR
 def merchant_create(name: str, funds: str | None, data_dir: Path | None) -> None:
     """Make a merchant; prints its first secret key, shown only here."""
-    amount = _usd(funds) if funds else 0
+    amount = _usd(funds) if funds is not None else 0
+    _check_name(name)
 
     async def work(stores: Any, settings: Settings) -> dict[str, Any]:
         from lava_proxy.billing.funding import Funding
@@ -472,9 +492,9 @@ def customer_create(
     data_dir: Path | None,
 ) -> None:
     """Make a customer with a wallet."""
-    amount = _usd(funds) if funds else 0
-    if reference_id is not None and (not 0 < len(reference_id) <= 255 or reference_id.startswith("con_")):
-        raise CallerError("--reference-id takes 1 to 255 characters and may not start with con_.")
+    amount = _usd(funds) if funds is not None else 0
+    if reference_id is not None and (not _is_line(reference_id) or reference_id.startswith("con_")):
+        raise CallerError("--reference-id takes 1 to 255 printable characters and may not start with con_.")
 
     async def work(stores: Any, settings: Settings) -> dict[str, Any]:
         from lava_proxy.billing.funding import Funding
@@ -494,6 +514,16 @@ def customer_create(
         }  # fmt: skip
 
     _print(_with_stores(data_dir, work))
+
+
+def _is_line(text: str) -> bool:
+    """What the REST API takes as a name too."""
+    return 0 < len(text) <= 255 and text.isprintable() and bool(text.strip())
+
+
+def _check_name(name: str) -> None:
+    if not _is_line(name):
+        raise CallerError("--name takes 1 to 255 printable characters, not only spaces.")
 
 
 class _Commands:
@@ -614,6 +644,7 @@ def spend_key_create(
     from lava_proxy.api.spend_keys import parse_rules, spend_key_object
     from lava_proxy.domain.limits import KeyRules, parse_limits
 
+    _check_name(name)
     limits = parse_limits(_limits(rpm, burst, tpm, concurrency, requests, spend))
     asked = {"request_shape": shape, "allowed_models": list(models) or None, "allowed_providers": list(providers) or None}
     rules = parse_rules(asked | {"expires_at": expires_at}, KeyRules())
@@ -664,6 +695,7 @@ def meter_create(
 
     from lava_proxy.domain.fees import format_tier, parse_tiers
 
+    _check_name(name)
     if not tiers:
         raise CallerError("A meter needs at least one --tier, such as --tier 20.")
     pairs = [tier.rpartition(":") for tier in tiers]

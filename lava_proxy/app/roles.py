@@ -24,12 +24,14 @@ from redis.exceptions import RedisError
 
 from lava_proxy import tasks, telemetry
 from lava_proxy.api.application import OPENAPI_DOCUMENT, ApiDependencies, build_application
+from lava_proxy.api.gateway_hop import only_gateways
 from lava_proxy.app.card_payments import open_card_payments, open_overage
-from lava_proxy.app.run_config import RunConfig, business_clock
+from lava_proxy.app.run_config import RunConfig, business_clock, control_address
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rating import Rating
 from lava_proxy.domain.errors import LavaError
 from lava_proxy.domain.prices import PriceBook
+from lava_proxy.gateway.upstream import Origin
 from lava_proxy.gateway.worker import GatewayWorker
 from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.model_list import listed_models
@@ -53,6 +55,7 @@ from lava_proxy.stores.vault import Vault
 from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.web.dashboard.dashboard import DashboardDependencies
 from lava_proxy.web.site import Site
+from lava_proxy.wire.control_hop import hop_secret
 from lava_proxy.workers.charger import Charger
 from lava_proxy.workers.credit_applier import CreditApplier
 from lava_proxy.workers.drift import Drift
@@ -157,11 +160,12 @@ def run_role(main: Coroutine[Any, Any, None], *, supervised: bool) -> None:
 
 
 def stop_event() -> asyncio.Event:
-    """Set by SIGTERM or SIGINT."""
+    """Set by SIGTERM or SIGINT, and by SIGHUP (the terminal closes) where nohup does not ask to ignore it."""
     event = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, event.set)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if number is not signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, event.set)
     return event
 
 
@@ -187,7 +191,8 @@ async def run_gateway(config: RunConfig, settings: Settings, listening: socket.s
         catalog=stores.catalog,
         ledger=stores.ledger,
         database_url=config.database_url,
-        control_socket=config.control_socket,
+        control=_control_origin(config),
+        control_hop=hop_secret(config.master_key) if config.control_url else "",
         env_keys=settings.provider_keys({p.name: p.key_env for p in registry.providers}),
         clock=business_clock(config),
     )
@@ -198,8 +203,16 @@ async def run_gateway(config: RunConfig, settings: Settings, listening: socket.s
     await stores.close()
 
 
+def _control_origin(config: RunConfig) -> Origin:
+    """Where a gateway sends what is not its own."""
+    if not config.control_url:
+        return Origin("control", 0, tls=False, guarded=False, unix=config.control_socket)
+    host, port, tls = control_address(config.control_url)
+    return Origin(host, port, tls=tls, guarded=False)
+
+
 async def run_control(config: RunConfig, settings: Settings) -> None:
-    """The REST API and the status page on the control socket."""
+    """The REST API and the status page, on the control socket and, for gateways on other hosts, by TCP."""
     stopping = stop_event()
     stores = await open_stores(config, settings, pool_max=8)
     environment = settings.environment
@@ -239,16 +252,22 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     )
     site = Site(application[OPENAPI_DOCUMENT], _dashboard_of(stores, merchant_stores, funding, config))
     application.add_routes(site.routes())
+    if config.control_listen is not None:
+        keys = (config.master_key, config.previous_master_key)
+        application.middlewares.insert(0, only_gateways([hop_secret(key) for key in keys if key]))
     # The gateway has bounded the head already; aiohttp's own, smaller bounds would answer without our envelope.
     head_bytes_max = settings.http.head_bytes_max
     runner = web.AppRunner(
         application, access_log=None, shutdown_timeout=5, max_line_size=head_bytes_max, max_field_size=head_bytes_max
     )
     await runner.setup()
-    with suppress(FileNotFoundError):
-        os.unlink(config.control_socket)
-    await web.UnixSite(runner, config.control_socket).start()
-    os.chmod(config.control_socket, 0o600)
+    if config.control_socket:
+        with suppress(FileNotFoundError):
+            os.unlink(config.control_socket)
+        await web.UnixSite(runner, config.control_socket).start()
+        os.chmod(config.control_socket, 0o600)
+    if config.control_listen is not None:
+        await web.TCPSite(runner, *config.control_listen).start()
     await stopping.wait()
     await runner.cleanup()
     await webhook_client.close()

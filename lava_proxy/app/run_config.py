@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lava_proxy.domain.errors import CallerError
 
@@ -20,6 +21,8 @@ class RunConfig:
     master_key: str = field(repr=False)
     previous_master_key: str = field(default="", repr=False)  # opens what it has sealed, until that is sealed anew
     control_socket: str
+    control_url: str = ""  # where gateways find a control process on another host; "" = by the socket
+    control_listen: tuple[str, int] | None = None  # where control listens besides the socket
     base_url: str
     overrides: dict[str, str] = field(default_factory=dict)  # provider -> base URL
     dev: bool = False
@@ -31,7 +34,10 @@ class RunConfig:
 
     @staticmethod
     def from_json(text: str) -> RunConfig:
-        return RunConfig(**json.loads(text))
+        values = json.loads(text)
+        if values.get("control_listen"):
+            values["control_listen"] = tuple(values["control_listen"])
+        return RunConfig(**values)
 
 
 def parse_overrides(values: tuple[str, ...]) -> dict[str, str]:
@@ -43,6 +49,19 @@ def parse_overrides(values: tuple[str, ...]) -> dict[str, str]:
             raise CallerError(f"--provider takes NAME=http(s)://HOST[:PORT][/PATH], not {value!r}.", code="bad_provider_option")
         found[name] = base
     return found
+
+
+def control_address(url: str) -> tuple[str, int, bool]:
+    """Host, port and whether TLS, of a LAVA_CONTROL_URL. Raises CallerError."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+    except ValueError:
+        parts, port = urlsplit(""), 0
+    is_bare = parts.path in ("", "/") and not (parts.query or parts.fragment or parts.username)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not is_bare:
+        raise CallerError(f"LAVA_CONTROL_URL takes http(s)://HOST[:PORT], not {url!r}.", code="bad_control_url")
+    return parts.hostname, port, parts.scheme == "https"
 
 
 def business_clock(config: RunConfig) -> Callable[[], datetime]:

@@ -14,7 +14,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -30,6 +29,7 @@ from lava_proxy.app.card_payments import open_card_payments
 from lava_proxy.app.embedded import EmbeddedEngines, EngineError, EngineOptions
 from lava_proxy.app.roles import open_stores, registry_of
 from lava_proxy.app.run_config import RunConfig, parse_overrides
+from lava_proxy.app.run_folder import RunFolder
 from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.errors import CallerError, LavaError
 from lava_proxy.settings import Settings
@@ -107,7 +107,7 @@ class Supervisor:
         self._children: list[_Child] = []
         self._sockets: list[socket.socket] = []
         self._stopping = False
-        self._run_files: tempfile.TemporaryDirectory[str] | None = None
+        self._run_folder: RunFolder | None = None
 
     # -- dev
 
@@ -216,6 +216,8 @@ class Supervisor:
 
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # under nohup it means nothing
+            signal.signal(signal.SIGHUP, stop)  # the terminal closes: end in order, as for SIGTERM
 
     def _bind(self) -> None:
         """One listening socket a worker; port 0 takes a free one."""
@@ -251,13 +253,10 @@ class Supervisor:
         return f"http://{shown}:{self._port}/v1/"
 
     def _private_dir(self) -> str:
-        """A folder of this run, mode 0700, gone at its end: the processes' metrics, and `serve`'s control socket."""
-        if self._run_files is None:
-            shared = Path("/dev/shm")
-            self._run_files = tempfile.TemporaryDirectory(
-                prefix="lava-run-", dir=shared if shared.is_dir() and os.access(shared, os.W_OK) else None
-            )
-        return self._run_files.name
+        """Of this run: the processes' metrics, and `serve`'s control socket."""
+        if self._run_folder is None:
+            self._run_folder = RunFolder()
+        return str(self._run_folder.path)
 
     def _start_children(self, config: RunConfig) -> None:
         self._spawn("worker", config, ["worker"], [])
@@ -357,8 +356,8 @@ class Supervisor:
             child.stop(2 * self._settings.upstream.stop_timeout_s + _STOP_MARGIN_S)
         for child in reversed([child for child in self._children if child not in gateways]):
             child.stop(_STOP_MARGIN_S)
-        if self._run_files is not None:
-            self._run_files.cleanup()
+        if self._run_folder is not None:
+            self._run_folder.remove()
 
 
 FIRST_CALL = """\

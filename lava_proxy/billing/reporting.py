@@ -179,8 +179,9 @@ class Reporting:
     # -- who and what
 
     async def _grants_of(self, merchant_id: str, bodies: Any) -> dict[tuple[str, str], Grant | LavaError]:
-        """The grant of each pair of references; those not known yet are looked up once each."""
+        """The grant of each pair of references; those not known yet are looked up once each, until Postgres does not answer."""
         found: dict[tuple[str, str], Grant | LavaError] = {}
+        away: StoreError | None = None
         for body in bodies:
             pair = (body.customer_ref, body.meter_ref)
             if pair in found:
@@ -189,8 +190,13 @@ class Reporting:
             if known is not None:
                 found[pair] = known
                 continue
+            if away is not None:
+                found[pair] = away  # a batch names many customers: waiting in vain for each would take it an hour
+                continue
             try:
                 found[pair] = await self._bounded(merchant_id, *pair)
+            except StoreError as error:
+                found[pair] = away = error
             except LavaError as error:
                 found[pair] = error
         return found

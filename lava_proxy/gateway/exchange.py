@@ -30,11 +30,13 @@ from lava_proxy.providers.registry import Registry
 from lava_proxy.settings import Settings
 from lava_proxy.stores.balance_store import AlreadyCalled
 from lava_proxy.stores.ids import new_id
+from lava_proxy.wire import control_hop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _CONTROL_TIMEOUT_S = 30.0
+_HOP = control_hop.HEADER.encode()
 NEVER = 1 << 62  # bytes no stream reaches
 _LOOK_BYTES_MIN = 2048
 _LOOK_BYTES_MAX = 1 << 20
@@ -58,6 +60,7 @@ class Context:
     charging: Charging
     pool: UpstreamPool
     control: Origin
+    control_hop: bytes = b""  # what the control process knows us by; empty where it listens on a Unix socket
     env_keys: dict[str, str]
     tally: telemetry.Tally
     outbox_full: Callable[[], bool]
@@ -671,6 +674,8 @@ class Exchange:
         context, request = self._context, self.request
         body = request.body()
         head = _control_request_head(request, len(body))
+        if context.control_hop:
+            head = head[:-2] + _HOP + b": " + context.control_hop + b"\r\n\r\n"
         try:
             connection = context.pool.take_idle(context.control) or await context.pool.acquire(context.control)
         except UpstreamError as error:
@@ -739,13 +744,13 @@ def _first_call_lines(error: AlreadyCalled) -> list[bytes]:
 
 
 def _control_request_head(request: Request, body_length: int) -> bytes:
-    """The client's head as it came, without what belongs to one hop."""
+    """The client's head as it came, without what belongs to one hop or says that a gateway sent it."""
     lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.target)]
     if request.http10 and not any(name.lower() == b"host" for name, _ in request.headers):
         lines.append(b"host: localhost")  # 1.0 may come without one, as load balancers' health checks do
     for name, value in request.headers:
         lowered = name.lower()
-        if lowered in hygiene.HOP_BY_HOP or lowered in (b"content-length", b"expect"):
+        if lowered in hygiene.HOP_BY_HOP or lowered in (b"content-length", b"expect", _HOP):
             continue
         lines.append(name + b": " + value)
     if body_length or request.method in ("POST", "PUT", "PATCH"):

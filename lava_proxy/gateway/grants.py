@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from lava_proxy import tasks
 from lava_proxy.domain.catalog import Grant
-from lava_proxy.domain.errors import BadToken, CallerError, Forbidden, StoreError
+from lava_proxy.domain.errors import BadToken, CallerError, Forbidden, LavaError, StoreError
 from lava_proxy.domain.limits import KeyRules, Scope
 from lava_proxy.gateway.routes import MODEL_ROUTES
 from lava_proxy.providers.base import Call, Provider
@@ -132,12 +132,23 @@ class Grants:
 
     async def _bounded(self, credential: Credential) -> Payer:
         """The look-up, given up after a while: a frozen Postgres answers neither a query nor its cancellation."""
-        task = tasks.start("grant-look-up", self._look_up(credential))
+        task = tasks.start("grant-look-up", self._answered(credential))
         await asyncio.wait({task}, timeout=_LOOK_UP_S)
         if not task.done():
             task.cancel()  # not awaited: a frozen server does not answer that either
+        if not task.done() or task.cancelled():  # a driver cancels itself when its connection dies
             raise StoreError("The catalogue does not answer; try again shortly.", code="database_unavailable")
-        return task.result()
+        found = task.result()
+        if isinstance(found, LavaError):
+            raise found
+        return found
+
+    async def _answered(self, credential: Credential) -> Payer | LavaError:
+        """A refusal is returned: one that a task raises is logged as a fault of ours."""
+        try:
+            return await self._look_up(credential)
+        except LavaError as refusal:
+            return refusal.with_traceback(None)
 
     async def _look_up(self, credential: Credential) -> Payer:
         if credential.kind == "spend_key":

@@ -32,6 +32,8 @@ from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.outbox import Outbox
 
 _SWEEP_S = 1.0
+LISTENER_PING_S = 10.0  # how often the catalogue's connection is asked whether it still is one
+_LISTENER_ANSWER_S = 3.0
 _log = structlog.get_logger("gateway")
 
 
@@ -49,8 +51,9 @@ class GatewayWorker:
         catalog: CatalogStore,
         ledger: LedgerStore,
         database_url: str,
-        control_socket: str,
+        control: Origin,
         env_keys: dict[str, str],
+        control_hop: str = "",
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._settings = settings
@@ -70,7 +73,8 @@ class GatewayWorker:
             grants=self._grants,
             charging=Charging(BalanceStore(redis), prices, settings.reserve, self.tally, clock, self._refusals.note),
             pool=self._pool,
-            control=Origin("control", 0, tls=False, guarded=False, unix=control_socket),
+            control=control,
+            control_hop=control_hop.encode(),
             env_keys=env_keys,
             tally=self.tally,
             outbox_full=lambda: self._outbox_full,
@@ -197,13 +201,24 @@ class GatewayWorker:
                 connection.add_termination_listener(lambda *_, lost=lost: lost.set())
                 await connection.add_listener("catalogue", lambda *heard: self._forget(heard[-1]))
                 self._grants.forget()  # changes made while nobody listened
-                await lost.wait()
+                while not await _ended_within(lost, LISTENER_PING_S):
+                    # A connection that only listens is what firewalls drop without a word: then revoked keys would go on working.
+                    await connection.execute("SELECT 1", timeout=_LISTENER_ANSWER_S)
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 pass
             finally:
                 if not connection.is_closed():
                     connection.terminate()
             await asyncio.sleep(0.2)
+
+
+async def _ended_within(event: asyncio.Event, seconds: float) -> bool:
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _names_of(registry: Registry) -> Callable[[str], ProviderName]:

@@ -86,8 +86,10 @@ class LedgerStore:
     async def _commit(self, entries: Sequence[OutboxEntry], marks: Mapping[int, tuple[int, int]], after: Marks) -> None:
         async with self._pool.acquire(timeout=10) as db:
             async with db.transaction():
-                for part in sorted(after):
-                    await db.execute("INSERT INTO outbox_mark VALUES ($1, 0, 0) ON CONFLICT DO NOTHING", part)
+                await db.execute(
+                    "INSERT INTO outbox_mark SELECT part, 0, 0 FROM unnest($1::smallint[]) AS part ON CONFLICT DO NOTHING",
+                    sorted(after),
+                )
                 locked = await db.fetch(
                     "SELECT part, epoch, pseq FROM outbox_mark WHERE part = ANY($1::smallint[]) ORDER BY part FOR UPDATE",
                     sorted(after),

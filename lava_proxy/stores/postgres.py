@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
+from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
 from importlib import resources
@@ -141,7 +143,12 @@ def _month(now: datetime, offset: int) -> datetime:
 Failures: tuple[type[Exception], ...] = (asyncpg.PostgresError, asyncpg.InterfaceError)
 """What asyncpg raises; callers above the stores see StoreError, the workers' loops also these."""
 
+_LOST: tuple[type[Exception], ...] = (OSError, *Failures)
 _LEADER_LOCK = 7_229_002
+_LEADER_TIMEOUT_S = 5.0
+LEADER_PING_S = 10.0
+# Else Postgres would keep the lock of a host that vanished for two hours. Without effect on a Unix socket.
+_NOTICE_DEAD_PEERS = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
 
 
 class Leader:
@@ -150,23 +157,55 @@ class Leader:
     def __init__(self, database_url: str) -> None:
         self._database_url = database_url
         self._connection: Any = None
+        self._seen_at = 0.0
         self._asking = asyncio.Lock()
 
     async def is_leader(self) -> bool:
         """Do we hold the lock (taking it when it is free)? Raises OSError or Failures when Postgres cannot be asked."""
-        if self._connection is not None and not self._connection.is_closed():
+        if self._is_held():
             return True
         async with self._asking:
-            if self._connection is not None and not self._connection.is_closed():
+            if self._is_held() or await self._is_still_held():
                 return True
             connection = await asyncpg.connect(self._database_url, timeout=5)
-            if await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LEADER_LOCK):
-                self._connection = connection
-                return True
-            await connection.close()
+            try:
+                await connection.execute(_NOTICE_DEAD_PEERS, timeout=_LEADER_TIMEOUT_S)
+                if await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LEADER_LOCK, timeout=_LEADER_TIMEOUT_S):
+                    self._connection, self._seen_at = connection, time.monotonic()
+                    return True
+            finally:
+                if self._connection is not connection:
+                    await _say_goodbye(connection)
             await asyncio.sleep(0.5)
             return False
 
+    def _is_held(self) -> bool:
+        """As of a moment ago."""
+        is_open = self._connection is not None and not self._connection.is_closed()
+        return is_open and time.monotonic() - self._seen_at < LEADER_PING_S
+
+    async def _is_still_held(self) -> bool:
+        """Asks: a connection that nothing passes over can end at Postgres' side without our hearing of it, and the lock with it."""
+        connection = self._connection
+        if connection is None or connection.is_closed():
+            return False
+        try:
+            await connection.execute("SELECT 1", timeout=_LEADER_TIMEOUT_S)
+        except _LOST:
+            self._connection = None
+            connection.terminate()
+            raise
+        self._seen_at = time.monotonic()
+        return True
+
     async def close(self) -> None:
         if self._connection is not None and not self._connection.is_closed():
-            await self._connection.close()
+            await _say_goodbye(self._connection)
+
+
+async def _say_goodbye(connection: Any) -> None:
+    """Close a connection; a frozen server, which does not answer that, holds up nobody's end."""
+    with suppress(*_LOST):
+        await connection.close(timeout=_LEADER_TIMEOUT_S)
+    if not connection.is_closed():
+        connection.terminate()

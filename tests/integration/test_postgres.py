@@ -13,6 +13,7 @@ import pytest
 from lava_proxy.domain.errors import StoreError
 from lava_proxy.stores import postgres
 from tests.billing_world import World
+from tests.integration.gateway.forwarder import postgres_forwarder, through
 
 
 async def test_migrating_twice_and_by_many_at_once_applies_each_file_once(empty_database_url: str) -> None:
@@ -98,6 +99,34 @@ async def test_one_process_leads_and_another_follows_when_it_is_gone(world: Worl
             break
     assert await second.is_leader()
     await second.close()
+
+
+async def test_a_leader_that_was_cut_off_without_a_word_steps_down_and_its_end_waits_for_nobody(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18, 31: the connection looks open for ever; the lock may be another's by now."""
+    monkeypatch.setattr(postgres, "LEADER_PING_S", 0)
+    monkeypatch.setattr(postgres, "_LEADER_TIMEOUT_S", 0.2)
+    forwarder = postgres_forwarder(world.database_url)
+    await forwarder.open()
+    leader, frozen = (postgres.Leader(through(forwarder, world.database_url)) for _ in range(2))
+    try:
+        assert await leader.is_leader()
+        forwarder.hang()
+        with pytest.raises((OSError, *postgres.Failures)):
+            await leader.is_leader()
+        async with asyncio.timeout(10):
+            assert not await leader.is_leader()  # Postgres' side has not noticed: nobody leads until it has
+        await forwarder.cut()
+        await forwarder.open()
+        async with asyncio.timeout(20):
+            while not await frozen.is_leader():
+                pass
+        forwarder.hang()
+        async with asyncio.timeout(10):
+            await frozen.close()
+    finally:
+        await forwarder.cut()
 
 
 async def test_an_unreachable_database_is_a_store_error() -> None:

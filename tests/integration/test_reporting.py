@@ -376,3 +376,20 @@ async def test_cycles_follow_the_business_clock(world: World, customer: Customer
     taker = reporting(world, clock=lambda: next(moments))
     answers = [(await report(taker, customer, customer.body(key, meter, 1_000)))[0] for key in "abc"]
     assert amounts(answers) == ["0.005", "0.001", "0.005"]
+
+
+async def test_a_batch_waits_once_for_a_catalogue_that_does_not_answer(world: World, customer: Customer) -> None:
+    """G7: a thousand unknown customers would otherwise wait for a frozen Postgres one after the other."""
+
+    class Away:
+        asked = 0
+
+        async def connection(self, merchant_id: str, reference: str) -> None:
+            self.asked += 1
+            raise StoreError("away")
+
+    away = Away()
+    bodies = [{"request_id": f"r{n}", "customer_id": f"user-{n}", "meter_slug": "m", "input_tokens": 1} for n in range(50)]
+    answers = await reporting(world, UNCHECKED, catalog=away).report(customer.merchant_id, bodies)
+    assert all(isinstance(answer, StoreError) for answer in answers)
+    assert away.asked == 1

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
+import click
 import pytest
 
+from lava_proxy import cli as command_line
 from lava_proxy import settings
-from lava_proxy.cli import _options
+from lava_proxy.app.run_config import RunConfig, control_address
+from lava_proxy.cli import _control_listen, _options
 from lava_proxy.domain.errors import CallerError
 
 
@@ -15,3 +20,78 @@ from lava_proxy.domain.errors import CallerError
 def test_ports_and_workers_out_of_range_are_refused_by_name(variables: dict[str, str]) -> None:
     with pytest.raises(CallerError, match=r"LAVA_PORT.*LAVA_WORKERS"):
         _options(settings.load(variables), None, None, None, (), False, Path(), None)
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_exit_status_is_the_one_a_command_ends_with(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """click returns the status of `ctx.exit` instead of raising it."""
+
+    @click.command("leave-now")
+    @click.pass_context
+    def leave(context: click.Context) -> None:
+        context.exit(status)
+
+    monkeypatch.setitem(command_line.cli.commands, "leave-now", leave)
+    monkeypatch.setattr(sys, "argv", ["lava-proxy", "leave-now"])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == status
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["merchant", "create", "--name", ""],
+        ["merchant", "create", "--name", "  "],
+        ["meter", "create", "--name", "a\nb", "--tier", "1"],
+        ["spend-key", "create", "--name", "x" * 256],
+        ["customer", "create", "--reference-id", "con_mine"],
+        ["customer", "create", "--reference-id", " "],
+        ["customer", "create", "--funds", ""],
+    ],
+)
+def test_what_the_rest_api_refuses_as_a_name_the_command_line_refuses_too(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """113: before anything is looked for or written; the sentence names the option."""
+    reached: list[Any] = []
+    monkeypatch.setattr(command_line, "_with_stores", lambda *given, **options: reached.append(given))
+    monkeypatch.setattr(sys, "argv", ["lava-proxy", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        command_line.main()
+    assert ended.value.code == 1 and not reached
+    option = next(word for word in reversed(arguments) if word in ("--name", "--reference-id", "--funds"))
+    assert option in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("http://control:8081", ("control", 8081, False)),
+        ("https://control.internal", ("control.internal", 443, True)),
+        ("http://[::1]:8081/", ("::1", 8081, False)),
+    ],
+)
+def test_a_control_url_names_host_port_and_tls(url: str, expected: tuple[str, int, bool]) -> None:
+    assert control_address(url) == expected
+
+
+@pytest.mark.parametrize(
+    "url", ["control:8081", "ftp://control", "http://", "http://c:99999", "http://c/path", "http://u@c", "http://c?x"]
+)
+def test_what_is_no_control_url_is_refused_by_its_variables_name(url: str) -> None:
+    with pytest.raises(CallerError, match="LAVA_CONTROL_URL"):
+        control_address(url)
+
+
+def test_control_listens_by_tcp_only_where_it_is_told_to_and_on_loopback_by_default() -> None:
+    assert _control_listen({}) is None
+    assert _control_listen({"LAVA_CONTROL_PORT": "9000"}) == ("127.0.0.1", 9000)
+    assert _control_listen({"LAVA_CONTROL_HOST": "10.0.0.5"}) == ("10.0.0.5", 8081)
+    with pytest.raises(CallerError, match="LAVA_CONTROL_PORT"):
+        _control_listen({"LAVA_CONTROL_PORT": "many"})
+
+
+def test_the_processes_of_an_installation_are_told_all_of_it() -> None:
+    config = RunConfig(redis_url="r", database_url="d", master_key="k", control_socket="", base_url="", control_listen=("::1", 1))
+    assert RunConfig.from_json(config.to_json()) == config

@@ -17,6 +17,7 @@ from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.catalog import PPM_PER_PERCENT, RateType, Tier
 from lava_proxy.domain.money import NANOS_PER_USD
 from lava_proxy.domain.prices import PriceBook
+from lava_proxy.gateway.upstream import Origin
 from lava_proxy.gateway.worker import GatewayWorker
 from lava_proxy.providers.registry import load_registry
 from lava_proxy.settings import Settings
@@ -216,6 +217,7 @@ async def start_gateway(
     catalog: CatalogStore | None = None,
     database_url: str | None = None,
     env_keys: dict[str, str] | None = None,
+    control_hop: str = "",
 ) -> Gateway:
     """Compose and seed. `overrides` adds to or replaces the providers' addresses."""
     await world.verify()
@@ -238,7 +240,8 @@ async def start_gateway(
         catalog=catalog or world.catalog,
         ledger=world.ledger,
         database_url=database_url or world.database_url,
-        control_socket=socket_path,
+        control=Origin("control", 0, tls=False, guarded=False, unix=socket_path),
+        control_hop=control_hop,
         env_keys=env_keys if env_keys is not None else {"openai": "sk-of-the-installation"},
     )
     listening = socket.create_server(("127.0.0.1", 0), backlog=4096)

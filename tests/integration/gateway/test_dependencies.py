@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from lava_proxy.gateway import worker as worker_module
 from lava_proxy.settings import Settings
 from lava_proxy.stores import postgres
 from lava_proxy.stores.catalog_store import CatalogStore
@@ -152,6 +153,29 @@ async def test_a_change_that_was_missed_is_seen_after_the_listener_is_back(
     await postgres_port.open()
     async with asyncio.timeout(3):
         while gateway.worker._grants._generation == generation:
+            await asyncio.sleep(0.01)
+    client.send(gateway.request())
+    assert (await client.response()).status == 401
+
+
+async def test_a_listener_whose_connection_was_dropped_without_a_word_is_noticed_and_what_it_missed_is_seen(
+    postgres_port: Forwarder, start: StartGateway, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """H1: firewalls drop idle connections silently; a key that was revoked meanwhile must not work for ever."""
+    monkeypatch.setattr(worker_module, "LISTENER_PING_S", 0.05)
+    monkeypatch.setattr(worker_module, "_LISTENER_ANSWER_S", 0.2)
+    gateway = await start(database_url=through(postgres_port, world.database_url))
+    gateway.provider.answer = answering
+    client = await gateway.client()
+    client.send(gateway.request())
+    assert (await client.response()).status == 200
+    grants = gateway.worker._grants
+    postgres_port.hang()  # the connections that are; new ones work
+    [key] = await world.catalog.secret_keys(gateway.merchant.merchant_id)
+    generation = grants.generation
+    assert await world.catalog.revoke_secret_key(key["secret_key_id"])
+    async with asyncio.timeout(10):
+        while grants.generation == generation:
             await asyncio.sleep(0.01)
     client.send(gateway.request())
     assert (await client.response()).status == 401

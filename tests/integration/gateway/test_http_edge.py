@@ -509,3 +509,20 @@ async def test_mutated_requests_neither_break_the_worker_nor_reach_a_provider_tw
                 raise AssertionError(f"after {changes!r} split at {split}: {mutate(gateway.request(), changes)!r}") from error
     finally:
         loop.set_exception_handler(None)
+
+
+async def test_a_control_process_on_another_host_gets_our_word_and_never_a_clients(start: StartGateway) -> None:
+    """J6: what says that a gateway sent a request cannot come from outside, nor does it go to a provider."""
+    forged = ("X-Lava-Hop: forged", "x-lava-hop: again")
+    for hop in ("", "of-our-own"):
+        gateway = await start(control_hop=hop)
+        gateway.control.answer = control_answer
+        gateway.provider.answer = answering
+        client = await gateway.client()
+        client.send(gateway.request(method="GET", target="/v1/meters", headers=forged))
+        assert (await client.response("GET")).status == 200
+        (asked,) = gateway.control.calls
+        assert [value for name, value in asked.headers if name.lower() == b"x-lava-hop"] == ([hop.encode()] if hop else [])
+        client.send(gateway.request(headers=forged))
+        assert (await client.response()).status == 200
+        assert gateway.provider.calls[0].header(b"x-lava-hop") is None

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+import structlog
 
 from lava_proxy import settings
 from lava_proxy.domain.errors import BadToken, CallerError, Forbidden, StoreError
@@ -218,3 +219,26 @@ async def test_a_remembered_refusal_is_a_new_exception_each_time() -> None:
         seen.append(refused.value)
     assert len({id(error) for error in seen}) == 3
     assert len({(error.message, error.code, error.status) for error in seen}) == 1
+
+
+class DyingCatalog(FakeCatalog):
+    """A database whose connection dies under the question: the driver cancels itself."""
+
+    async def merchant_by_key(self, secret_key: str) -> Merchant | None:
+        raise asyncio.CancelledError
+
+
+async def test_a_driver_that_cancels_itself_is_an_outage_for_all_who_wait_and_not_the_end_of_their_exchanges() -> None:
+    """G7: a CancelledError that left `resolve` would end the exchange without an answer."""
+    grants = grants_of(DyingCatalog())
+    found = await asyncio.gather(*(grants.resolve(KEY) for _ in range(3)), return_exceptions=True)
+    assert [type(error) for error in found] == [StoreError] * 3
+
+
+async def test_a_refused_credential_is_no_fault_of_ours_in_the_log() -> None:
+    catalog = FakeCatalog()
+    catalog.known = False
+    with structlog.testing.capture_logs() as lines, pytest.raises(BadToken):
+        await grants_of(catalog).resolve(KEY)
+    await asyncio.sleep(0)
+    assert lines == []

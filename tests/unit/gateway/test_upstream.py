@@ -249,3 +249,15 @@ async def test_a_name_that_does_not_exist_is_a_502() -> None:
     with pytest.raises(UpstreamError) as error:
         await pool_of().acquire(Origin("does-not-exist.invalid", 80, tls=False, guarded=True))
     assert error.value.status == 502
+
+
+async def test_an_error_without_words_is_told_by_its_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    """K5: an empty sentence tells an operator nothing."""
+    pool = pool_of()
+
+    async def refuse(*given: object, **options: object) -> None:
+        raise ConnectionResetError
+
+    monkeypatch.setattr(pool, "_connect_tcp", refuse)
+    with pytest.raises(UpstreamError, match="ConnectionResetError"):
+        await pool.acquire(plain(1))
