@@ -41,7 +41,7 @@ def test_a_joined_answer_is_the_request_object_whatever_it_is_about(
     key: str, slug: str, provider: str, model: str | None, basis: TokenBasis, metadata: dict[str, str], usage: dict[str, int],
     rate: int, flags: str, at: int,
 ) -> None:  # fmt: skip
-    """35: an answer is the same whoever writes it, also about names that look like the markers."""
+    """An answer is the same whoever writes it, also about names that look like the markers."""
     grant = granted(slug, basis, (Tier(start=0, rate=rate),))
     meter = grant.meter
     assert meter is not None
@@ -68,7 +68,7 @@ def test_a_joined_answer_is_the_request_object_whatever_it_is_about(
 
 @pytest.mark.parametrize("slug", ["@key@", "#flags#", "311111111111111"])
 def test_a_name_like_a_marker_has_no_template(slug: str) -> None:
-    """35: it would be cut in the wrong place."""
+    """It would be cut in the wrong place."""
     grant = granted(slug)
     assert grant.meter is not None
     charged = charge(grant.meter, Usage({"input_tokens": 7}), None, 0)
@@ -76,7 +76,7 @@ def test_a_name_like_a_marker_has_no_template(slug: str) -> None:
 
 
 def test_only_reports_of_tokens_by_one_tier_have_a_template() -> None:
-    """35: seconds, no usage and a tier's boundary change the answer in more places."""
+    """Seconds, no usage and a tier's boundary change the answer in more places."""
     grant = granted("m", tiers=(Tier(start=0, rate=2_000_000), Tier(start=10, rate=1_000_000)))
     assert grant.meter is not None
     for usage, has_template in (
