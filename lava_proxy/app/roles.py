@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from lava_proxy import tasks, telemetry
 from lava_proxy.api.application import OPENAPI_DOCUMENT, ApiDependencies, build_application
 from lava_proxy.app.card_payments import open_card_payments, open_overage
+from lava_proxy.app.hosted_checkout import open_hosted_checkout
 from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rating import Rating
@@ -47,6 +48,7 @@ from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.vault import Vault
+from lava_proxy.stores.verification_codes import VerificationCodes
 from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.web.site import Site
 from lava_proxy.workers.charger import Charger
@@ -198,14 +200,16 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     await webhook_client.open()
     funding = Funding(stores.catalog, stores.balances, business_clock(config))
     cards = open_card_payments(stores.pool, funding, config, settings)
+    merchant_stores = open_merchant_stores(stores.pool, stores.redis, stores.catalog, vault_of(config), business_clock(config))
+    hosted = open_hosted_checkout(
+        cards, stores.catalog, merchant_stores, funding, stores.outbox, VerificationCodes(stores.redis), config, settings
+    )
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
             ledger=stores.ledger,
             outbox=stores.outbox,
-            merchant_stores=open_merchant_stores(
-                stores.pool, stores.redis, stores.catalog, vault_of(config), business_clock(config)
-            ),
+            merchant_stores=merchant_stores,
             funding=funding,
             payments=cards.services(stores.pool, funding, config),
             usage=UsageStore(stores.pool),
@@ -221,9 +225,10 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             status_links={"API base": config.base_url},
             first_call=config.first_call,
             processor_routes=cards.routes(),
+            checkout_sessions=hosted.resource(),
         )
     )
-    application.add_routes(Site(application[OPENAPI_DOCUMENT]).routes())
+    application.add_routes(Site(application[OPENAPI_DOCUMENT], hosted.routes).routes())
     # The gateway has bounded the head already; aiohttp's own, smaller bounds would answer without our envelope.
     head_bytes_max = settings.http.head_bytes_max
     runner = web.AppRunner(
@@ -237,6 +242,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     await stopping.wait()
     await runner.cleanup()
     await webhook_client.close()
+    await hosted.close()
     await cards.close()
     await stores.close()
 

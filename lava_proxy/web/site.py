@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from aiohttp import web
@@ -19,14 +19,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Site:
     """The pages for people. `api_document` is the API's OpenAPI document, for its reference page."""
 
-    def __init__(self, api_document: Mapping[str, Any]) -> None:
+    def __init__(self, api_document: Mapping[str, Any], checkout: Callable[[Pages], Sequence[web.RouteDef]] | None = None) -> None:
+        """`checkout` makes the routes of the hosted checkout, where there is one."""
         self._assets = Assets()
         self._pages = Pages(self._assets)
         self._reference = ApiReference(self._pages, api_document)
+        self._checkout = [] if checkout is None else list(checkout(self._pages))
 
     def routes(self) -> list[web.RouteDef]:
-        reference = self._guarded(self._reference.routes())  # before the guides, whose pattern would take its address
-        return [*self._assets.routes(), *reference, *self._guarded(Docs(self._pages).routes())]
+        shown = [route for route in self._checkout if route.method == "GET"]
+        posted = [route for route in self._checkout if route.method != "GET"]  # by the page's script, which reads the envelope
+        reference = self._reference.routes()  # before the guides, whose pattern would take its address
+        return [*self._assets.routes(), *self._guarded([*reference, *Docs(self._pages).routes(), *shown]), *posted]
 
     def _guarded(self, routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
         """The same routes, whose refusals are pages: the API's error envelope is for programs."""
