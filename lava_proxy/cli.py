@@ -619,6 +619,41 @@ def customer_limit(
     _print(_with_stores(data_dir, work))
 
 
+@cli.group()
+def checkout() -> None:
+    """Hosted checkouts: pages on which customers pay."""
+
+
+@checkout.command("link")
+@_MERCHANT
+@click.option("--plan", "plan_id", default=None, help="The plan to subscribe to.")
+@click.option("--customer", "customer_ref", default=None, help="An id or reference_id; without it, a new customer.")
+@click.option("--email", default=None, help="Send the link there, too.")
+@click.option("--origin", default=None, help="Where the page leads back to [the server].")
+@_DATA_DIR
+def checkout_link(
+    merchant_id: str | None,
+    plan_id: str | None,
+    customer_ref: str | None,
+    email: str | None,
+    origin: str | None,
+    data_dir: Path | None,
+) -> None:
+    """Make a checkout and print its link: a plan's, else a top-up's (--customer) or a new customer's."""
+    config = _installation(settings_module.load(), data_dir)
+
+    async def work(stores: Any, settings: Settings) -> dict[str, Any]:
+        from lava_proxy.app.hosted_checkout import make_link
+
+        owner = await _merchant_of(stores, merchant_id)
+        return await make_link(
+            stores.pool, stores.redis, stores.catalog, stores.balances, stores.outbox, config, settings,
+            merchant_id=owner.merchant_id, plan_id=plan_id, customer=customer_ref, email=email, origin_url=origin,
+        )  # fmt: skip
+
+    _print(_with_stores(data_dir, work))
+
+
 @cli.group("spend-key")
 def spend_key() -> None:
     """Spend keys (lava_sk_...): draw on the merchant's own wallet at provider cost, within limits."""

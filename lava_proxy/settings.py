@@ -106,6 +106,17 @@ class StripeAccount:
     webhook_secrets: tuple[str, ...] = field(repr=False)
     publishable_key: str
     api_base: str | None
+    js_url: str  # the script of the card form
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TwilioAccount:
+    """The Verify service that proves phones."""
+
+    account_sid: str
+    auth_token: str = field(repr=False)
+    service_sid: str
+    api_base: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +155,30 @@ class Settings:
             webhook_secrets=tuple(secret.strip() for secret in secrets if secret.strip()),
             publishable_key=self.environment.get("LAVA_STRIPE_PUBLISHABLE_KEY", ""),
             api_base=self.environment.get("LAVA_STRIPE_API_BASE") or None,
+            js_url=self.environment.get("LAVA_STRIPE_JS_URL") or "https://js.stripe.com/v3/",
         )
+
+    def twilio_account(self) -> TwilioAccount | None:
+        """Twilio as the environment names it; None without an account. Raises ValueError for half of one."""
+        names = ("LAVA_TWILIO_ACCOUNT_SID", "LAVA_TWILIO_AUTH_TOKEN", "LAVA_TWILIO_VERIFY_SERVICE")
+        values = [self.environment.get(name, "") for name in names]
+        if not any(values):
+            return None
+        missing = [name for name, value in zip(names, values, strict=True) if not value]
+        if missing:
+            raise ValueError(f"Twilio Verify also needs {' and '.join(missing)}")
+        account_sid, auth_token, service_sid = values
+        api_base = self.environment.get("LAVA_TWILIO_API_BASE") or "https://verify.twilio.com"
+        return TwilioAccount(account_sid=account_sid, auth_token=auth_token, service_sid=service_sid, api_base=api_base)
+
+    def public_url(self) -> str | None:
+        """Where people reach our pages, ending in /; None: wherever their browser found us. Raises ValueError for no address."""
+        url = self.environment.get("LAVA_PUBLIC_URL", "").strip()
+        if not url:
+            return None
+        if not url.startswith(("https://", "http://")) or not url.isascii() or " " in url or "?" in url or "#" in url:
+            raise ValueError(f"LAVA_PUBLIC_URL must be an address such as https://pay.example.com/, not {url!r}")
+        return url.rstrip("/") + "/"
 
     def provider_keys(self, key_env: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
         """Provider name -> key, for the providers whose variable is set."""

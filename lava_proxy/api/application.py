@@ -11,6 +11,7 @@ from aiohttp import web
 
 from lava_proxy.api.auth_callback import AuthCallback
 from lava_proxy.api.authentication import authentication
+from lava_proxy.api.checkout_sessions import CheckoutSessions
 from lava_proxy.api.connections import Connections
 from lava_proxy.api.customer_accounts import CustomerAccounts
 from lava_proxy.api.customers import Customers
@@ -82,6 +83,7 @@ class ApiDependencies:
     health_remember_s: float = REMEMBER_S
     requests_per_minute: int = REQUESTS_PER_MINUTE
     home: Home | None = None  # where `/` leads a visitor, None for the status page
+    checkout_sessions: CheckoutSessions | None = None
     processor_routes: Sequence[web.RouteDef] = ()  # of the card processor that is set up: its notices, or its test bank
 
 
@@ -146,4 +148,5 @@ def operations_of(deps: ApiDependencies) -> list[Operation]:
         Webhooks(deps.webhooks, deps.webhook_client, clock),
         AuthCallback(catalog, stores.login_codes, stores.secret_keys),
     )
-    return [operation for resource in resources for operation in resource.operations()]
+    hosted = [] if deps.checkout_sessions is None else deps.checkout_sessions.operations()
+    return [*(operation for resource in resources for operation in resource.operations()), *hosted]

@@ -10,8 +10,6 @@ _ONE = "{id}"
 # Path under /v1/ -> methods. A GET route answers HEAD too.
 UNBUILT: dict[str, str] = {
     "services": "GET",
-    "checkout_sessions": "GET POST",
-    f"checkout_sessions/{_ONE}": "GET",
     f"plans/{_ONE}/archive": "POST",
     "flex/checkout_sessions": "POST",
     "flex/customers": "GET",

@@ -16,6 +16,7 @@ from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.accounts import Accounts
 from lava_proxy.billing.cards import Cards
 from lava_proxy.billing.charges import Charges
+from lava_proxy.billing.checkout_progress import CheckoutProgress
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.overage import OverageDesk
 from lava_proxy.billing.subscriptions import Subscriptions
@@ -24,11 +25,13 @@ from lava_proxy.payments.processor import Processor
 from lava_proxy.payments.sandbox import SandboxProcessor
 from lava_proxy.settings import Settings
 from lava_proxy.stores.account_store import AccountStore
-from lava_proxy.stores.charge_store import ChargeStore
+from lava_proxy.stores.charge_store import Charge, ChargeStore
+from lava_proxy.stores.checkout_store import CheckoutStore
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.overage_store import OverageStore
 from lava_proxy.stores.plan_store import PlanStore
 from lava_proxy.stores.postgres import Pool
+from lava_proxy.stores.vault import Vault
 from lava_proxy.workers.overage import OverageWorker
 
 
@@ -43,6 +46,8 @@ class CardPayments:
     plans: PlanStore
     subscriptions: Subscriptions
     clock: Callable[[], datetime]
+    checkouts: CheckoutStore
+    progress: CheckoutProgress
 
     def routes(self) -> list[web.RouteDef]:
         """What the control process serves for the processor: its notices, or the sandbox's bank."""
@@ -74,13 +79,20 @@ def open_card_payments(pool: Pool, funding: Funding, config: RunConfig, settings
     processor, clock, store = processor_of(pool, config, settings), business_clock(config), ChargeStore(pool)
     plans = PlanStore(pool, clock)
     subscriptions = Subscriptions(plans, funding, clock)
+    checkouts = CheckoutStore(pool, Vault(config.master_key, (config.previous_master_key,)), clock)
+    progress = CheckoutProgress(checkouts, clock)
+
+    async def on_transition(db: Any, charge: Charge, old: str, new: str) -> None:
+        await subscriptions.on_transition(db, charge, old, new)
+        await progress.on_transition(db, charge, old, new)
+
     charges = Charges(
         store,
         processor,
         funding,
         clock,
         subscriptions.effects(),
-        on_transition=subscriptions.on_transition,
+        on_transition=on_transition,
     )
     return CardPayments(
         processor=processor,
@@ -90,6 +102,8 @@ def open_card_payments(pool: Pool, funding: Funding, config: RunConfig, settings
         plans=plans,
         subscriptions=subscriptions,
         clock=clock,
+        checkouts=checkouts,
+        progress=progress,
     )
 
 

@@ -26,6 +26,7 @@ from lava_proxy import tasks, telemetry
 from lava_proxy.api.application import OPENAPI_DOCUMENT, ApiDependencies, build_application
 from lava_proxy.api.gateway_hop import only_gateways
 from lava_proxy.app.card_payments import open_card_payments, open_overage
+from lava_proxy.app.hosted_checkout import open_hosted_checkout
 from lava_proxy.app.run_config import RunConfig, business_clock, control_address
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rating import Rating
@@ -52,6 +53,7 @@ from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.vault import Vault
+from lava_proxy.stores.verification_codes import VerificationCodes
 from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.web.dashboard.dashboard import DashboardDependencies
 from lava_proxy.web.site import Site
@@ -222,6 +224,9 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     funding = Funding(stores.catalog, stores.balances, clock)
     cards = open_card_payments(stores.pool, funding, config, settings)
     merchant_stores = open_merchant_stores(stores.pool, stores.redis, stores.catalog, vault_of(config), clock)
+    hosted = open_hosted_checkout(
+        cards, stores.catalog, merchant_stores, funding, stores.outbox, VerificationCodes(stores.redis), config, settings
+    )
 
     async def home(request: web.Request) -> web.Response | None:
         return await site.home(request)
@@ -248,9 +253,10 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             first_call=config.first_call,
             processor_routes=cards.routes(),
             home=home,
+            checkout_sessions=hosted.resource(),
         )
     )
-    site = Site(application[OPENAPI_DOCUMENT], _dashboard_of(stores, merchant_stores, funding, config))
+    site = Site(application[OPENAPI_DOCUMENT], _dashboard_of(stores, merchant_stores, funding, config), hosted.routes)
     application.add_routes(site.routes())
     if config.control_listen is not None:
         keys = (config.master_key, config.previous_master_key)
@@ -271,6 +277,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     await stopping.wait()
     await runner.cleanup()
     await webhook_client.close()
+    await hosted.close()
     await cards.close()
     await stores.close()
 

@@ -31,6 +31,7 @@ from lava_proxy.settings import Settings
 from lava_proxy.stores.balance_store import AlreadyCalled
 from lava_proxy.stores.ids import new_id
 from lava_proxy.wire import control_hop
+from lava_proxy.wire.public_address import PEER_HEADER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -673,7 +674,8 @@ class Exchange:
         """Everything that is not the gateway's goes to the control process, over the same client."""
         context, request = self._context, self.request
         body = request.body()
-        head = _control_request_head(request, len(body))
+        peer = self.client.transport.get_extra_info("peername") if self.client and self.client.transport else None
+        head = _control_request_head(request, len(body), str(peer[0]) if isinstance(peer, tuple) and peer else "")
         if context.control_hop:
             head = head[:-2] + _HOP + b": " + context.control_hop + b"\r\n\r\n"
         try:
@@ -727,6 +729,7 @@ class Exchange:
         return True
 
 
+_PEER_HEADER = PEER_HEADER.encode()
 _REASONS = {
     400: b"Bad Request", 401: b"Unauthorized", 402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found", 409: b"Conflict",
     413: b"Content Too Large", 429: b"Too Many Requests", 500: b"Internal Server Error", 501: b"Not Implemented",
@@ -743,16 +746,17 @@ def _first_call_lines(error: AlreadyCalled) -> list[bytes]:
     return lines
 
 
-def _control_request_head(request: Request, body_length: int) -> bytes:
-    """The client's head as it came, without what belongs to one hop or says that a gateway sent it."""
+def _control_request_head(request: Request, body_length: int, peer: str) -> bytes:
+    """The client's head as it came, without what belongs to one hop; who is connected, and that a gateway sent it, is our word."""
     lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.target)]
     if request.http10 and not any(name.lower() == b"host" for name, _ in request.headers):
         lines.append(b"host: localhost")  # 1.0 may come without one, as load balancers' health checks do
     for name, value in request.headers:
         lowered = name.lower()
-        if lowered in hygiene.HOP_BY_HOP or lowered in (b"content-length", b"expect", _HOP):
+        if lowered in hygiene.HOP_BY_HOP or lowered in (b"content-length", b"expect", _HOP, _PEER_HEADER.lower()):
             continue
         lines.append(name + b": " + value)
+    lines.append(_PEER_HEADER + b": " + peer.encode("latin-1", "replace"))
     if body_length or request.method in ("POST", "PUT", "PATCH"):
         lines.append(b"content-length: %d" % body_length)
     return b"\r\n".join(lines) + b"\r\n\r\n"

@@ -205,7 +205,9 @@ class CatalogStore(Database):
         contact: dict[str, Any] | None = None,
         metadata: dict[str, Any] | None = None,
         connection_id: str | None = None,
+        announce: bool = True,
     ) -> Connection:
+        """A new customer. `announce` False: the caller tells of it later (a checkout, when it has been paid)."""
         connection_id = connection_id or new_id("con")
         wallet_id, secret, now = new_id("wal"), new_secret("cons_live_"), self._clock()
         try:
@@ -219,10 +221,11 @@ class CatalogStore(Database):
                     self._vault.seal(secret, f"connection:{connection_id}"), contact or {}, metadata, now,
                 )  # fmt: skip
                 await start_on_default_plan(db, merchant_id=merchant_id, connection_id=connection_id, wallet_id=wallet_id, at=now)
-                await add_event(
-                    db, merchant_id=merchant_id, event_type=CUSTOMER_CREATED, at=now, connection_id=connection_id,
-                    transition=connection_id,
-                )  # fmt: skip
+                if announce:
+                    await add_event(
+                        db, merchant_id=merchant_id, event_type=CUSTOMER_CREATED, at=now, connection_id=connection_id,
+                        transition=connection_id,
+                    )  # fmt: skip
         except asyncpg.UniqueViolationError as error:
             raise Conflict(f"A customer with reference_id {reference_id!r} exists already.", code="reference_id_taken") from error
         except asyncpg.ForeignKeyViolationError as error:

@@ -28,6 +28,7 @@ class SealedColumn:
 
 
 SEALED = (
+    SealedColumn("checkout_session", ("checkout_session_id",), "secret_sealed", "checkout_session:{checkout_session_id}"),
     SealedColumn("connection", ("connection_id",), "secret_sealed", "connection:{connection_id}"),
     SealedColumn("meter", ("meter_id",), "secret_sealed", "meter:{meter_id}"),
     SealedColumn("installation", ("name",), "value_sealed", "installation:{name}"),
@@ -40,7 +41,7 @@ SEALED = (
     SealedColumn("provider_key", ("merchant_id", "provider"), "key_sealed", "provider_key:{merchant_id}:{provider}"),
     SealedColumn("webhook_secret", ("webhook_id", "secret_id"), "secret_sealed", "webhook_secret:{webhook_id}:{secret_id}"),
 )
-"""Every sealed column of the schema; contexts as catalog_store.py and webhook_store.py write them."""
+"""Every sealed column of the schema; contexts as the stores that write them make them."""
 
 
 @dataclass(slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 from aiohttp import web
@@ -20,17 +20,26 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Site:
     """The pages for people. `api_document` is the API's OpenAPI document, for its reference; `dashboard`: what that needs."""
 
-    def __init__(self, api_document: Mapping[str, Any], dashboard: DashboardDependencies | None = None) -> None:
+    def __init__(
+        self,
+        api_document: Mapping[str, Any],
+        dashboard: DashboardDependencies | None = None,
+        checkout: Callable[[Pages], Sequence[web.RouteDef]] | None = None,
+    ) -> None:
+        """`checkout` makes the routes of the hosted checkout, where there is one."""
         self._assets = Assets()
         self._pages = Pages(self._assets)
         self._reference = ApiReference(self._pages, api_document)
         self._dashboard = Dashboard(self._pages, dashboard) if dashboard is not None else None
+        self._checkout = [] if checkout is None else list(checkout(self._pages))
 
     def routes(self) -> list[web.RouteDef]:
-        # The reference before the guides, whose pattern would take its address.
+        shown = [route for route in self._checkout if route.method == "GET"]
+        posted = [route for route in self._checkout if route.method != "GET"]  # by the page's script, which reads the envelope
         dashboard = self._dashboard.routes() if self._dashboard is not None else []
-        guarded = [*self._reference.routes(), *Docs(self._pages).routes(), *dashboard]
-        return [*self._assets.routes(), *self._guarded(guarded)]
+        # The reference before the guides, whose pattern would take its address.
+        guarded = self._guarded([*self._reference.routes(), *Docs(self._pages).routes(), *dashboard, *shown])
+        return [*self._assets.routes(), *guarded, *posted]
 
     async def home(self, request: web.Request) -> web.Response | None:
         """Where `/` leads the signed-in; None for everybody else."""

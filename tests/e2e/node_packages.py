@@ -1,4 +1,4 @@
-"""The Node packages of tests/e2e/node, installed once into a cache outside the tree, exactly as its lock file says."""
+"""The Node packages of a folder beside this file, installed once into a cache outside the tree, exactly as its lock file says."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-FOLDER = Path(__file__).parent / "node"
+FOLDER = Path(__file__).parent / "node"  # the SDKs
+CHECKOUT_FOLDER = Path(__file__).parent / "node_checkout"  # the browser library and a bundler
 NODE_MAJOR_MIN = 18
 _INSTALL_TIMEOUT_S = 120
 _INSTALL_FILES = ("package.json", "package-lock.json", ".npmrc")
@@ -30,10 +31,10 @@ def node() -> str:
     return found
 
 
-def installed() -> Path:
+def installed(source: Path = FOLDER) -> Path:
     """The node_modules folder; the first use needs npm's registry and some seconds. Raises NotHere."""
     node()
-    files = [(FOLDER / name).read_bytes() for name in _INSTALL_FILES]
+    files = [(source / name).read_bytes() for name in _INSTALL_FILES]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lava-proxy"
     cache.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(b"\0".join(files)).hexdigest()
@@ -41,16 +42,16 @@ def installed() -> Path:
     with (cache / "node.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # test processes start together
         if not folder.exists():
-            _install(folder)
+            _install(source, folder)
     return folder / "node_modules"
 
 
-def _install(folder: Path) -> None:
+def _install(source: Path, folder: Path) -> None:
     scratch = folder.with_suffix(".new")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     for name in _INSTALL_FILES:
-        shutil.copy(FOLDER / name, scratch)
+        shutil.copy(source / name, scratch)
     try:
         done = subprocess.run(
             ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],

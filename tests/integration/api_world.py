@@ -42,6 +42,8 @@ from lava_proxy.stores.vault import Vault
 from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.workers.flusher import Flusher
 from lava_proxy.workers.recovery import Recovery
+from tests.card_world import Clock
+from tests.checkout_world import made_checkout
 from tests.engines import RunningEngines, flush_redis, fresh_database
 
 USD = 1_000_000_000
@@ -225,6 +227,8 @@ def dependencies(stores: Stores, **changes: Any) -> ApiDependencies:
         "clock": lambda: CLOCK,
         "health_remember_s": 0.0,
     }
+    funding = Funding(stores.catalog, stores.balances)
+    values["checkout_sessions"] = made_checkout(stores, funding, Clock(CLOCK)).resource()
     return ApiDependencies(**(values | changes))
 
 

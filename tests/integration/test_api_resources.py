@@ -434,7 +434,7 @@ async def test_the_wallet_shows_the_merchants_own_money(client: Client, stores: 
 
 async def test_what_is_not_built_yet_says_so(client: Client, acme: Shop) -> None:
     for method, path in (
-        ("POST", "/v1/checkout_sessions"),
+        ("POST", "/v1/flex/checkout_sessions"),
         ("GET", "/v1/flex/customers"),
         ("POST", "/v1/flex/checkout_sessions"),
     ):

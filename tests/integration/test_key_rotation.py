@@ -12,6 +12,7 @@ import pytest
 from lava_proxy.domain.catalog import Tier
 from lava_proxy.stores import key_rotation
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.checkout_store import CheckoutStore
 from lava_proxy.stores.idempotent_answers import IdempotentAnswers, KeptAnswer
 from lava_proxy.stores.key_rotation import SEALED, rotate
 from lava_proxy.stores.vault import SealBroken, Vault, new_master_key
@@ -59,11 +60,14 @@ async def test_all_secrets_come_back_under_the_new_key_and_none_under_the_old(
     claim = await IdempotentAnswers(world.pool, Vault(OLD)).claim(world.merchant_id, "k", b"h")
     assert isinstance(claim, str)
     await IdempotentAnswers(world.pool, Vault(OLD)).fill(world.merchant_id, "k", claim, answer)
+    checkouts = CheckoutStore(world.pool, Vault(OLD), lambda: now)
+    session = await checkouts.create(world.merchant_id, "onboarding", origin_url="https://x.example", is_test=True, offer={})
     await old.check_master_key()
     with pytest.raises(SealBroken):  # a start with another key is refused before anything is sealed under it
         await new.check_master_key()
     found = await rotate(world.pool, Vault(NEW, (OLD,)))
     assert found == {
+        "checkout_session": {"resealed": 1, "already": 0},
         "installation": {"resealed": 1, "already": 0},
         "connection": {"resealed": 5, "already": 0},
         "meter": {"resealed": 1, "already": 0},
@@ -76,6 +80,7 @@ async def test_all_secrets_come_back_under_the_new_key_and_none_under_the_old(
         await _secrets(world, old)
     outgoing = await WebhookStore(world.pool, Vault(NEW)).add_test(webhook, now, timedelta(seconds=30))
     assert outgoing.secrets == (webhook.secret,)
+    assert await CheckoutStore(world.pool, Vault(NEW), lambda: now).by_secret(session.secret) == session
     again = await rotate(world.pool, Vault(NEW, (OLD,)))
     assert [counts["resealed"] for counts in again.values()] == [0] * len(SEALED)
     assert await IdempotentAnswers(world.pool, Vault(NEW)).claim(world.merchant_id, "k", b"h") == answer

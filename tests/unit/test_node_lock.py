@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
-from tests.e2e.node_packages import FOLDER
+import pytest
+
+from tests.e2e.node_packages import CHECKOUT_FOLDER, FOLDER
+
+both = pytest.mark.parametrize("folder", [FOLDER, CHECKOUT_FOLDER], ids=lambda folder: folder.name)
 
 
-def test_the_node_lock_pins_every_package_by_hash_and_holds_no_addresses() -> None:
-    text = (FOLDER / "package-lock.json").read_text()
+@both
+def test_the_node_lock_pins_every_package_by_hash_and_holds_no_addresses(folder: Path) -> None:
+    text = (folder / "package-lock.json").read_text()
     assert "://" not in text
     packages = {name: package for name, package in json.loads(text)["packages"].items() if name}
     assert packages
     assert all(package["version"] and package["integrity"].startswith("sha512-") for package in packages.values())
 
 
-def test_the_node_lock_is_that_of_the_package_file() -> None:
-    wanted = json.loads((FOLDER / "package.json").read_text())["dependencies"]
-    packages = json.loads((FOLDER / "package-lock.json").read_text())["packages"]
+@both
+def test_the_node_lock_is_that_of_the_package_file(folder: Path) -> None:
+    wanted = json.loads((folder / "package.json").read_text())["dependencies"]
+    packages = json.loads((folder / "package-lock.json").read_text())["packages"]
     assert packages[""]["dependencies"] == wanted
     # An alias (`npm:<package>@<version>`) installs one version of a package beside another.
     versions = {name: version.rpartition("@")[2] for name, version in wanted.items()}

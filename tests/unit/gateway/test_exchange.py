@@ -118,4 +118,12 @@ async def test_a_client_that_has_gone_is_not_written_to() -> None:
 def test_an_http_1_0_request_without_a_host_gets_one_for_the_control_process() -> None:
     request = Request()
     request.method, request.target, request.http10 = "GET", b"/healthz", True
-    assert b"\r\nhost: localhost\r\n" in exchange_module._control_request_head(request, 0)
+    assert b"\r\nhost: localhost\r\n" in exchange_module._control_request_head(request, 0, "203.0.113.9")
+
+
+def test_the_control_process_hears_from_us_alone_who_is_connected() -> None:
+    request = Request()
+    request.method, request.target = "POST", b"/embed/checkout/css_1/phone"
+    request.headers = [(b"x-lava-peer", b"10.0.0.1"), (b"X-Forwarded-For", b"10.0.0.2")]
+    head = exchange_module._control_request_head(request, 0, "203.0.113.9")
+    assert b"10.0.0.1" not in head and b"\r\nX-Lava-Peer: 203.0.113.9\r\n" in head and b"X-Forwarded-For: 10.0.0.2" in head

@@ -1,0 +1,62 @@
+"""One headless Chromium for the browser tests, and what each page is held to: no script errors, no accessibility violations."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.async_playwright import Axe
+from playwright.async_api import Browser, Frame, Page, async_playwright
+
+_FLAGS = [
+    "--disable-quic",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+]
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Browser]:
+    """A browser; the test is skipped, with the reason, where there is none."""
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("chromium is missing: apt-get install -y chromium (./lava test does it as root)")
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(executable_path=path, headless=True, chromium_sandbox=False, args=_FLAGS)
+        try:
+            yield browser
+        finally:
+            await browser.close()
+
+
+def watch(page: Page) -> list[str]:
+    """What goes wrong in a page's scripts and policies, as it happens."""
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("console", lambda said: problems.append(said.text) if said.type == "error" and "status of 4" not in said.text else None)
+    return problems
+
+
+async def violations(scope: Page | Frame) -> list[str]:
+    """What axe finds, in short."""
+    found: Any = (await Axe().run(scope)).response  # type: ignore[arg-type]
+    return [
+        f"{one['id']}: {node['html'][:120]} {node.get('failureSummary', '')[:200]}"
+        for one in found["violations"]
+        for node in one["nodes"]
+    ]
+
+
+async def picture(page: Page, folder: Path | None, name: str) -> None:
+    """A screenshot for people to look at, where a folder is given."""
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        await page.screenshot(path=folder / f"{name}.png", full_page=True)
