@@ -21,7 +21,6 @@ from lava_proxy.api.fields import (
     ReferenceId,
     Timestamp,
     list_of,
-    split_name,
 )
 from lava_proxy.api.formats import balance_fields, listing, timestamp
 from lava_proxy.api.operations import Answer, Body, Operation
@@ -31,6 +30,7 @@ from lava_proxy.domain.errors import Conflict, NotFound, StoreError
 from lava_proxy.stores.catalog_store import CatalogStore, Connection
 from lava_proxy.stores.customer_store import CustomerChanges, CustomerStore
 from lava_proxy.stores.outbox import Outbox, WalletState
+from lava_proxy.wire.texts import split_name
 
 CONTACT_KEYS = ("phone", "email", "first_name", "last_name")
 TAG = "Customers"
