@@ -92,6 +92,7 @@ class Reports:
     ledger_check_ms: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Payments:
     processor: str
     timeout_s: int

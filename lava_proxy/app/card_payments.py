@@ -46,7 +46,7 @@ class CardPayments:
 def open_card_payments(pool: Pool, funding: Funding, config: RunConfig, settings: Settings) -> CardPayments:
     """Card payments on these stores; without a processor they answer `payments_disabled`. Raises CallerError for bad settings."""
     processor, clock, store = processor_of(pool, config, settings), business_clock(config), ChargeStore(pool)
-    charges = Charges(store, processor, funding, clock)
+    charges = Charges(store, processor, funding, clock, adjust=funding.adjust)
     return CardPayments(processor=processor, store=store, charges=charges, cards=Cards(store, processor, charges, clock))
 
 

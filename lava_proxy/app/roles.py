@@ -195,7 +195,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     environment = settings.environment
     webhook_client = webhook_client_of(config, settings)
     await webhook_client.open()
-    cards = open_card_payments(stores.pool, Funding(stores.catalog, stores.balances), config, settings)
+    cards = open_card_payments(stores.pool, Funding(stores.catalog, stores.balances, business_clock(config)), config, settings)
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
@@ -204,7 +204,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             merchant_stores=open_merchant_stores(
                 stores.pool, stores.redis, stores.catalog, vault_of(config), business_clock(config)
             ),
-            funding=Funding(stores.catalog, stores.balances),
+            funding=Funding(stores.catalog, stores.balances, business_clock(config)),
             usage=UsageStore(stores.pool),
             request_export=RequestExport(stores.pool),
             webhooks=stores.webhooks,

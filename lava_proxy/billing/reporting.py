@@ -438,6 +438,7 @@ class Reporting:
             "flags": reply.flags,
             "metadata": said.metadata,
             "timings": None,
+            "spend_key_id": None,
             "created_at": created_at(reply.request_id),
             "completed_at": at_ms(reply.at_ms),
         }

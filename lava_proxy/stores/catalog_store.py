@@ -14,7 +14,7 @@ from lava_proxy.domain.errors import CallerError, Conflict, NotFound
 from lava_proxy.domain.limits import KeyRules, Limits, limits_document, parse_limits
 from lava_proxy.domain.webhooks import CUSTOMER_CREATED
 from lava_proxy.stores.balance_store import partition_of
-from lava_proxy.stores.database import Database
+from lava_proxy.stores.database import Database, translated
 from lava_proxy.stores.ids import hash_of, new_id, new_secret
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.vault import Vault
@@ -429,7 +429,7 @@ class CatalogStore(Database):
         known = await self.credit(credit.credit_id, db)
         if known is None:
             try:
-                await self._translated(
+                await translated(
                     lambda: db.execute(
                         """INSERT INTO credit
                           (credit_id, wallet_id, amount_nanos, lot_key, reason, created_at, kind, ends, drop_cycles, expires_at)
@@ -452,9 +452,7 @@ class CatalogStore(Database):
     async def credit(self, credit_id: str, db: Any = None) -> Credit | None:
         """An order by its id, as `db` sees it."""
         source = self._pool if db is None else db
-        row = await self._translated(
-            lambda: source.fetchrow(f"SELECT {_CREDIT_COLUMNS} FROM credit WHERE credit_id = $1", credit_id)
-        )
+        row = await translated(lambda: source.fetchrow(f"SELECT {_CREDIT_COLUMNS} FROM credit WHERE credit_id = $1", credit_id))
         return None if row is None else Credit(**row)
 
     async def open_credits(self, limit: int) -> list[Credit]:

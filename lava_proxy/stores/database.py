@@ -15,7 +15,7 @@ _ACQUIRE_S = 10
 
 
 class Database:
-    """Base of the stores over a pool."""
+    """Base of the stores over a pool. `db` is a caller's open connection, so that its transaction holds this query too."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -23,15 +23,19 @@ class Database:
     def _transaction(self) -> _Transaction:
         return _Transaction(self._pool)
 
-    async def _rows(self, query: str, *args: Any) -> list[dict[str, Any]]:
-        return [dict(row) for row in await _translated(lambda: self._pool.fetch(query, *args))]
+    async def _rows(self, query: str, *args: Any, db: Any = None) -> list[dict[str, Any]]:
+        return [dict(row) for row in await translated(lambda: (db or self._pool).fetch(query, *args))]
 
-    async def _row(self, query: str, *args: Any) -> dict[str, Any] | None:
-        row = await _translated(lambda: self._pool.fetchrow(query, *args))
+    async def _row(self, query: str, *args: Any, db: Any = None) -> dict[str, Any] | None:
+        row = await translated(lambda: (db or self._pool).fetchrow(query, *args))
         return None if row is None else dict(row)
 
-    async def _execute(self, query: str, *args: Any) -> str:
-        return str(await _translated(lambda: self._pool.execute(query, *args)))
+    async def _execute(self, query: str, *args: Any, db: Any = None) -> str:
+        return str(await translated(lambda: (db or self._pool).execute(query, *args)))
+
+    async def _changed(self, query: str, *args: Any, db: Any = None) -> int:
+        """How many rows a statement changed."""
+        return int((await self._execute(query, *args, db=db)).rpartition(" ")[2])
 
 
 class _Transaction:
@@ -71,7 +75,8 @@ class _Transaction:
             raise _unavailable(error) from error
 
 
-async def _translated(call: Callable[[], Awaitable[Any]]) -> Any:
+async def translated(call: Callable[[], Awaitable[Any]]) -> Any:
+    """What a query answers; a failure of Postgres is a StoreError, a broken constraint stays what it is."""
     try:
         return await call()
     except asyncpg.IntegrityConstraintViolationError:

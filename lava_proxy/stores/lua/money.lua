@@ -8,13 +8,12 @@
 --                              t:<meter>:<cycle> (tier counters)
 --                              xs (earliest expiry of a lot, s; 0 = look at once; absent = none expires)  pin (see Pins; mostly absent)
 --   {pNNNN}:h:<id>     STRING  "H|plan|funds|od|marks|fingerprint|wallet|row" while held, "S|charge|fingerprint" once ended, "C|amount"
---                              marks: one digit, 1 = linked to the plan, 2 = has scopes, 3 = both; then the wallet's seq at the reserve
+--                              marks: 1 = linked to the plan, 2 = has scopes, 3 = both;  fingerprint: of the reserve, and
+--                              ";<seq>", the wallet's at that moment
 --   {pNNNN}:r:<digest> STRING  a report's record, "S|charge|fingerprint|id|outbox entry|position|flags|at_ms". The one key outside its
 --                              wallet's partition: a report's id is its merchant's own, whoever pays, so the id alone places it
 --                              marks: 1 = linked to the plan, 2 = has scopes, 3 = both;  fingerprint: of the reserve, and
 --                              ";<seq>", the wallet's at that moment
---   {pNNNN}:i:<digest> STRING  the request id of the call that has a caller's idempotency key
---   {pNNNN}:b:<digest> STRING  the request id of the call that was charged for what can be seen many times
 --   {pNNNN}:q:<id>     STRING  a hold's scopes, only while held and only where it has some: "key;ceiling;tokens;cycle;spend_max|..."
 --   {pNNNN}:l:<scope>  HASH    limits' counters of a spend key or connection, which live and end with the holds:
 --                              ep open so (in this epoch: open holds and the sum of their ceilings)  tr ts (all calls, all charges)
@@ -71,11 +70,9 @@ local function emit(m, o, kind, id, wallet, seq, delta, balance, plan, funds, po
   local pseq = redis.call('HINCRBY', m, 'pseq', 1)
   redis.call('XADD', o, epochs[m] .. '-' .. str(pseq), 's',
     table.concat({ kind, id, wallet, str(seq), str(delta), str(balance), str(plan), str(funds), str(position), flags,
-      str(debt), str(now_ms), plan_total and str(plan_total) or '', str(pinned or 0), opened and str(opened) or '' }, '|'), 'r', row)
-  return epochs[m] .. '-' .. str(pseq)
-      str(debt), str(now_ms), str(plan_total), str(pinned or 0), opened and str(opened) or '' }, '|'), 'r', row)
       str(debt), str(now_ms) }, '|'), 'r', row, 'e',
     str(plan_total) .. '|' .. str(pinned or 0) .. '|' .. (opened and str(opened) or ''))
+  return epochs[m] .. '-' .. str(pseq)
 end
 
 -- Lots: "<pot>:<priority>:<expires_s>:<created_ms>:<lot_id>=<remaining>" joined by ','; sorted, so burn order is the string
@@ -473,6 +470,7 @@ ops.S = { n = 14, run = function(k, i)
     local z, fp0, rest = string.match(record, '^S|(%d+)|([^|]*)(.*)$')
     if mode ~= 'report' then return { '=S', z }, after end
     if fp0 ~= fp then return { 'E409' }, after end
+    if rest == '' then return { '=S', z }, after end  -- the end of a call, which says no more
     return first_report(k, z, rest), after
   elseif record then
     if mode == 'report' then return { 'E409' }, after end
