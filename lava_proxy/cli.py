@@ -365,9 +365,37 @@ def merchant_create(name: str, funds: str | None, data_dir: Path | None) -> None
             "wallet_id": made.wallet_id,
             "secret_key": key,
             "self_forward_token": mint(key),
+            "dashboard_link": await _dashboard_link(stores, _installation(settings, data_dir), made.merchant_id),
         }
 
     _print(_with_stores(data_dir, work))
+
+
+@cli.group()
+def dashboard() -> None:
+    """The dashboard in the browser."""
+
+
+@dashboard.command("link")
+@_MERCHANT
+@_DATA_DIR
+def dashboard_link(merchant_id: str | None, data_dir: Path | None) -> None:
+    """Print an address that signs a browser in, once, within an hour."""
+
+    async def work(stores: Any, settings: Settings) -> dict[str, Any]:
+        owner = await _merchant_of(stores, merchant_id)
+        link = await _dashboard_link(stores, _installation(settings, data_dir), owner.merchant_id)
+        return {"merchant_id": owner.merchant_id, "dashboard_link": link}
+
+    _print(_with_stores(data_dir, work))
+
+
+async def _dashboard_link(stores: Any, config: Any, merchant_id: str) -> str:
+    """Without a public URL only the path is known."""
+    from lava_proxy.stores.dashboard_sessions import DashboardSessions
+
+    code = await DashboardSessions(stores.redis).create_link(merchant_id)
+    return f"{config.base_url.removesuffix('v1/') or '/'}dashboard/enter/{code}"
 
 
 @cli.group()

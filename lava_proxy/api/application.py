@@ -24,7 +24,7 @@ from lava_proxy.api.rate_limit import REQUESTS_PER_MINUTE, add_rate_limit_header
 from lava_proxy.api.requests import Requests
 from lava_proxy.api.secret_keys import SecretKeys
 from lava_proxy.api.spend_keys import SpendKeys
-from lava_proxy.api.status_page import StatusPage
+from lava_proxy.api.status_page import Home, StatusPage
 from lava_proxy.api.unbuilt import unbuilt_routes
 from lava_proxy.api.usage import Usage
 from lava_proxy.api.wallet import Wallet
@@ -69,6 +69,7 @@ class ApiDependencies:
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
     health_remember_s: float = REMEMBER_S
     requests_per_minute: int = REQUESTS_PER_MINUTE
+    home: Home | None = None  # where `/` leads a visitor, None for the status page
     processor_routes: Sequence[web.RouteDef] = ()  # of the card processor that is set up: its notices, or its test bank
 
 
@@ -94,6 +95,7 @@ def build_application(deps: ApiDependencies) -> web.Application:
         price_version=deps.price_version,
         links=deps.status_links,
         first_call=deps.first_call if deps.dev else None,
+        home=deps.home,
     )
     operations = operations_of(deps)
     for routes in (

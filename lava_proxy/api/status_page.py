@@ -1,8 +1,8 @@
-"""GET / and /dashboard: a page for people that says how this installation does. No merchant's data, no script, no sign-in."""
+"""GET /: a page for people that says how this installation does. No merchant's data, no script, no sign-in."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from importlib import resources
 
@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from lava_proxy.api.formats import timestamp
 from lava_proxy.api.health import Health
 
+Home = Callable[[web.Request], Awaitable[web.Response | None]]
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
@@ -22,10 +23,21 @@ class StatusPage:
     """Rendered on the server from one template; the stylesheet is read once."""
 
     def __init__(
-        self, health: Health, *, started_at: datetime, price_version: str, links: Mapping[str, str], first_call: str | None
+        self,
+        health: Health,
+        *,
+        started_at: datetime,
+        price_version: str,
+        links: Mapping[str, str],
+        first_call: str | None,
+        home: Home | None = None,
     ) -> None:
-        """`links`: label -> address or any short fact; `first_call`: a command to paste, shown as it is."""
+        """`links`: label -> address or any short fact; `first_call`: a command to paste, shown as it is.
+
+        `home` may answer instead: the signed-in are led to their dashboard.
+        """
         self._health = health
+        self._home = home
         self._facts = {"Running since": timestamp(started_at), "Price list": price_version}
         self._links = dict(links)
         self._first_call = first_call
@@ -36,9 +48,12 @@ class StatusPage:
         self._stylesheet = resources.files("lava_proxy.api").joinpath("templates/status.css").read_bytes()
 
     def routes(self) -> list[web.RouteDef]:
-        return [web.get("/", self.page), web.get("/dashboard", self.page), web.get("/static/status.css", self.stylesheet)]
+        return [web.get("/", self.page), web.get("/static/status.css", self.stylesheet)]
 
     async def page(self, request: web.Request) -> web.Response:
+        elsewhere = await self._home(request) if self._home is not None else None
+        if elsewhere is not None:
+            return elsewhere
         report = await self._health.report()
         text = self._template.render(report=report, facts=self._facts, links=self._links, first_call=self._first_call)
         return web.Response(text=text, content_type="text/html", headers=_HEADERS)

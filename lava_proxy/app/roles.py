@@ -38,8 +38,10 @@ from lava_proxy.providers.registry import Registry, load_registry
 from lava_proxy.settings import Settings
 from lava_proxy.stores import outbox as outbox_module
 from lava_proxy.stores import postgres
+from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.balance_store import BalanceStore
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.merchant_stores import open_merchant_stores
@@ -48,6 +50,7 @@ from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.vault import Vault
 from lava_proxy.stores.webhook_store import WebhookStore
+from lava_proxy.web.dashboard.dashboard import DashboardDependencies
 from lava_proxy.web.site import Site
 from lava_proxy.workers.charger import Charger
 from lava_proxy.workers.credit_applier import CreditApplier
@@ -195,32 +198,57 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     environment = settings.environment
     webhook_client = webhook_client_of(config, settings)
     await webhook_client.open()
-    cards = open_card_payments(stores.pool, Funding(stores.catalog, stores.balances, business_clock(config)), config, settings)
+    clock = business_clock(config)
+    funding = Funding(stores.catalog, stores.balances, clock)
+    cards = open_card_payments(stores.pool, funding, config, settings)
+    registry, prices = registry_of(config, settings), prices_of(settings)
+    merchant_stores = open_merchant_stores(stores.pool, stores.redis, stores.catalog, vault_of(config), clock)
+    site = Site(
+        DashboardDependencies(
+            pool=stores.pool,
+            catalog=stores.catalog,
+            ledger=stores.ledger,
+            outbox=stores.outbox,
+            merchant_stores=merchant_stores,
+            funding=funding,
+            usage=UsageStore(stores.pool),
+            request_export=RequestExport(stores.pool),
+            webhooks=stores.webhooks,
+            webhook_client=webhook_client,
+            charges=cards.charges,
+            charge_store=cards.store,
+            registry=registry,
+            prices=prices,
+            sessions=DashboardSessions(stores.redis),
+            audit_log=AuditLog(stores.pool, clock),
+            public_url=config.base_url.removesuffix("v1/"),
+            clock=clock,
+        )
+    )
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
             ledger=stores.ledger,
             outbox=stores.outbox,
-            merchant_stores=open_merchant_stores(
-                stores.pool, stores.redis, stores.catalog, vault_of(config), business_clock(config)
-            ),
-            funding=Funding(stores.catalog, stores.balances, business_clock(config)),
+            merchant_stores=merchant_stores,
+            funding=funding,
             usage=UsageStore(stores.pool),
             request_export=RequestExport(stores.pool),
             webhooks=stores.webhooks,
             webhook_client=webhook_client,
-            price_version=prices_of(settings).version,
-            models=listed_models(registry_of(config, settings)),
-            clock=business_clock(config),
+            price_version=prices.version,
+            models=listed_models(registry),
+            clock=clock,
             metrics=lambda: _exposition(environment),
             started_at=datetime.now(UTC),
             dev=config.dev,
             status_links={"API base": config.base_url},
             first_call=config.first_call,
             processor_routes=cards.routes(),
+            home=site.home,
         )
     )
-    application.add_routes(Site().routes())
+    application.add_routes(site.routes())
     # The gateway has bounded the head already; aiohttp's own, smaller bounds would answer without our envelope.
     head_bytes_max = settings.http.head_bytes_max
     runner = web.AppRunner(

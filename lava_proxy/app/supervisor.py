@@ -34,6 +34,7 @@ from lava_proxy.domain.errors import CallerError, LavaError
 from lava_proxy.settings import Settings
 from lava_proxy.stores import postgres
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.vault import Vault
 
 _READY_TIMEOUT_S = 45.0
@@ -377,7 +378,8 @@ curl {base_url}requests -H "Authorization: Bearer {secret_key}"
   secret key          {secret_key}
   customer            {connection_id}  ($25.00 to start with; meter "fixed": $0.02 per 1K tokens)
   self forward token  {self_forward_token}
-  status page         {dashboard_url}
+  dashboard           {dashboard_link}
+                      (signs in once, within an hour; another: lava-proxy dashboard link)
   {sandbox}
 """
 
@@ -396,7 +398,9 @@ async def _seed(config: RunConfig, settings: Settings, secrets: sandbox.Secrets,
     try:
         if not await stores.hot.wait_ready(_READY_TIMEOUT_S):
             raise LavaError("Redis was not verified against Postgres in time; see the worker's log lines above.")
-        return await sandbox.seed(stores.catalog, Funding(stores.catalog, stores.balances), secrets, data_dir, config.base_url)
+        summary = await sandbox.seed(stores.catalog, Funding(stores.catalog, stores.balances), secrets, data_dir, config.base_url)
+        code = await DashboardSessions(stores.redis).create_link(summary["merchant_id"])
+        return summary | {"dashboard_link": f"{summary['dashboard_url']}dashboard/enter/{code}"}
     finally:
         await stores.close()
 

@@ -39,3 +39,11 @@ class CallCounts:
             self._asleep_until = loop.time() + _PAUSE_S
             return None
         return int(counted)
+
+    async def read(self, name: str, now_s: int) -> int:
+        """How many calls of `name` the minute has; 0 when Redis does not say."""
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                return int(await self._redis.get(f"calls:{name}:{now_s // WINDOW_S}") or 0)
+        except (RedisError, OSError, TimeoutError):
+            return 0

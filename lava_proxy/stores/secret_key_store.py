@@ -56,6 +56,22 @@ class SecretKeyStore(Database):
         )  # fmt: skip
         return [SecretKey(**row) for row in rows]
 
+    async def by_secret(self, secret: str) -> tuple[str, SecretKey] | None:
+        """(merchant id, key) of a secret; None when it is unknown or revoked."""
+        row = await self._row(
+            "SELECT merchant_id, secret_key_id, name, hint, created_at FROM secret_key WHERE key_hash = $1 AND revoked_at IS NULL",
+            hash_of(secret),
+        )
+        return None if row is None else (row.pop("merchant_id"), SecretKey(**row))
+
+    async def is_valid(self, merchant_id: str, secret_key_id: str) -> bool:
+        """Is this a key of the merchant's that has not been revoked?"""
+        row = await self._row(
+            "SELECT 1 AS one FROM secret_key WHERE secret_key_id = $1 AND merchant_id = $2 AND revoked_at IS NULL",
+            secret_key_id, merchant_id,
+        )  # fmt: skip
+        return row is not None
+
     async def revoke(self, merchant_id: str, secret_key_id: str) -> None:
         """The key ends at once. Raises NotFound, and Conflict `last_secret_key`: nobody could make another one after it."""
         async with self._transaction() as db:

@@ -18,7 +18,7 @@ from lava_proxy.web.assets import Assets
 THEME_COOKIE = "lava_theme"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; font-src 'self'; "
-    "form-action 'self'; base-uri 'none'; frame-src 'self'; frame-ancestors {ancestors}"
+    "form-action 'self'{action}; base-uri 'none'; frame-src 'self'; frame-ancestors {ancestors}"
 )
 
 
@@ -44,12 +44,15 @@ class Pages:
         *,
         status: int = 200,
         frame_ancestors: str = "'none'",
+        form_target: str = "",
         headers: Mapping[str, str] | None = None,
     ) -> web.Response:
-        """A page as an answer. `frame_ancestors` is the one origin that may embed it, where one may."""
+        """A page as an answer. `frame_ancestors` is the one origin that may embed it, where one may; `form_target` another
+        origin to which its forms may lead.
+        """
         text = self.text(template, theme=theme_of(request), path=request.path, **values)
         found = {
-            "Content-Security-Policy": _POLICY.format(ancestors=frame_ancestors),
+            "Content-Security-Policy": _POLICY.format(ancestors=frame_ancestors, action=form_target and f" {form_target}"),
             "Referrer-Policy": "same-origin",
             "Cross-Origin-Opener-Policy": "same-origin",
             "Permissions-Policy": "camera=(), microphone=(), geolocation=()",

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from lava_proxy.domain.errors import LavaError
 from lava_proxy.web.assets import Assets
+from lava_proxy.web.dashboard.dashboard import Dashboard, DashboardDependencies
 from lava_proxy.web.docs import Docs
 from lava_proxy.web.pages import Pages
 
@@ -16,14 +17,22 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
-    """The pages for people."""
+    """The pages for people; without what a dashboard needs, the guides alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, dashboard: DashboardDependencies | None = None) -> None:
         self._assets = Assets()
         self._pages = Pages(self._assets)
+        self._dashboard = Dashboard(self._pages, dashboard) if dashboard is not None else None
 
     def routes(self) -> list[web.RouteDef]:
-        return [*self._assets.routes(), *self._guarded(Docs(self._pages).routes())]
+        dashboard = self._dashboard.routes() if self._dashboard is not None else []
+        return [*self._assets.routes(), *self._guarded([*Docs(self._pages).routes(), *dashboard])]
+
+    async def home(self, request: web.Request) -> web.Response | None:
+        """Where `/` leads the signed-in; None for everybody else."""
+        if self._dashboard is None or not await self._dashboard.is_signed_in(request):
+            return None
+        return web.Response(status=303, headers={"Location": "/dashboard", "Cache-Control": "no-store"})
 
     def _guarded(self, routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
         """The same routes, whose refusals are pages: the API's error envelope is for programs."""

@@ -64,7 +64,7 @@ def test_every_operation_has_a_tag_an_id_of_its_own_refusals_and_says_whether_it
 
 def test_what_is_routed_is_described_and_what_is_not_built_is_not(stores: Stores, document: dict[str, Any]) -> None:
     application = build_application(dependencies(stores))
-    pages = {"/", "/dashboard", "/healthz", "/readyz", "/metrics", "/static/status.css"}
+    pages = {"/", "/healthz", "/readyz", "/metrics", "/static/status.css"}
     described = {(method.upper(), path) for method, path, one in operations(document) if one["tags"] != ["Gateway"]}
     for route in application.router.routes():
         assert route.resource is not None

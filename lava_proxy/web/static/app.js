@@ -50,9 +50,67 @@
     }
   });
 
-  document.addEventListener("submit", (event) => {
-    const question = event.submitter?.dataset.confirm || event.target.dataset.confirm;
-    if (question && !confirm(question)) event.preventDefault();
+  // What cannot be undone is asked about first, before htmx or the browser sends the form.
+  const asked = new WeakSet();
+  const ask = (question, label) => new Promise((resolve) => {
+    const dialog = document.createElement("dialog");
+    dialog.className = "ask";
+    dialog.setAttribute("aria-labelledby", "ask-question");
+    const text = document.createElement("p");
+    text.id = "ask-question";
+    text.textContent = question;
+    const form = document.createElement("form");
+    form.method = "dialog";
+    for (const [value, said, look] of [["no", "Cancel", "btn"], ["yes", label, "btn btn-danger"]]) {
+      const button = document.createElement("button");
+      button.value = value;
+      button.className = look;
+      button.textContent = said;
+      form.append(button);
+    }
+    dialog.append(text, form);
+    dialog.addEventListener("close", () => { dialog.remove(); resolve(dialog.returnValue === "yes"); });
+    document.body.append(dialog);
+    dialog.showModal();
+  });
+
+  document.addEventListener("submit", async (event) => {
+    const form = event.target;
+    const submitter = event.submitter;
+    const question = submitter?.dataset.confirm || form.dataset.confirm;
+    if (!question || form.method === "dialog" || asked.delete(form)) return;
+    event.preventDefault();
+    event.stopImmediatePropagation();
+    const label = submitter?.dataset.confirmLabel || form.dataset.confirmLabel || "Yes, do it";
+    if (!(await ask(question, label))) { submitter?.focus(); return; }
+    asked.add(form);
+    form.requestSubmit(submitter);
+  }, true);
+
+  // A part that could not be loaded says so; one that is asked for again and again is not while nobody looks.
+  const tell = (text) => {
+    const notices = document.getElementById("notices");
+    if (!notices) return;
+    const notice = document.createElement("div");
+    notice.className = "alert alert-danger";
+    notice.textContent = text;
+    notices.replaceChildren(notice);
+  };
+  document.addEventListener("htmx:responseError", (event) => {
+    const said = new DOMParser().parseFromString(event.detail.xhr.responseText, "text/html").querySelector("h1");
+    tell(said?.textContent || "This could not be done; load the page again.");
+  });
+  document.addEventListener("htmx:sendError", () => tell("The server cannot be reached."));
+  document.addEventListener("htmx:afterRequest", (event) => {
+    if (event.detail.successful && event.detail.requestConfig.verb === "get") document.querySelector("#notices > .alert-danger")?.remove();
+  });
+  document.addEventListener("htmx:beforeRequest", (event) => {
+    if ("poll" in event.detail.elt.dataset && document.hidden) event.preventDefault();
+  });
+
+  // Choices that are a form of their own take effect at once.
+  document.addEventListener("change", (event) => {
+    if ("submit" in event.target.dataset) event.target.form.requestSubmit();
   });
 
   document.addEventListener("htmx:load", (event) => showTimes(event.detail.elt));
