@@ -12,9 +12,15 @@ from typing import Any
 from aiohttp import CookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
 
+from lava_proxy import settings
 from lava_proxy.api.application import build_application
+from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
+from lava_proxy.payments.sandbox import SandboxProcessor
+from lava_proxy.providers.prices_source import load_price_book
+from lava_proxy.providers.registry import load_registry
 from lava_proxy.stores.audit_log import AuditLog
+from lava_proxy.stores.charge_store import ChargeStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.merchant_stores import open_merchant_stores
 from lava_proxy.stores.request_export import RequestExport
@@ -91,6 +97,8 @@ async def dashboard_world(
     def now() -> datetime:
         return world.now
 
+    loaded, charge_store = settings.load({}), ChargeStore(stores.pool)
+    processor = SandboxProcessor(stores.pool, clock=business, base_url=PUBLIC_URL)
     deps = DashboardDependencies(
         **{
             "pool": stores.pool,
@@ -102,6 +110,11 @@ async def dashboard_world(
             "usage": UsageStore(stores.pool),
             "request_export": RequestExport(stores.pool),
             "webhooks": stores.webhooks,
+            "webhook_client": stores.webhook_client,
+            "charges": Charges(charge_store, processor, Funding(stores.catalog, stores.balances), business),
+            "charge_store": charge_store,
+            "registry": load_registry(loaded.providers_table),
+            "prices": load_price_book(),
             "sessions": DashboardSessions(stores.redis, now),
             "audit_log": AuditLog(stores.pool, business),
             "public_url": PUBLIC_URL.replace("https", "http"),

@@ -28,6 +28,7 @@ from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.web.dashboard.connect import Connect
 from lava_proxy.web.dashboard.frame import Guard, View
 from lava_proxy.web.dashboard.overview import Overview
+from lava_proxy.web.dashboard.selling import Family, selling_families
 from lava_proxy.web.dashboard.sign_in import SignIn
 from lava_proxy.web.pages import Pages
 
@@ -66,7 +67,12 @@ class Dashboard:
         self._sign_in = SignIn(
             pages, view, self._guard, deps.sessions, stores.secret_keys, stores.call_counts, deps.audit_log
         )  # fmt: skip
-        self._families = (self._sign_in, Overview(view), Connect(view, stores.login_codes, deps.audit_log))
+        self._families: tuple[Family, ...] = (
+            self._sign_in,
+            Overview(view),
+            Connect(view, stores.login_codes, deps.audit_log),
+            *selling_families(view, deps),
+        )
 
     def routes(self) -> list[web.RouteDef]:
         """The few that are open to everybody, and all others behind the guard."""
