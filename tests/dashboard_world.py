@@ -23,6 +23,7 @@ from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.charge_store import ChargeStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.merchant_stores import open_merchant_stores
+from lava_proxy.stores.open_calls import OpenCalls
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.web.dashboard.dashboard import DashboardDependencies
@@ -106,7 +107,7 @@ async def dashboard_world(
             "ledger": stores.ledger,
             "outbox": stores.outbox,
             "merchant_stores": open_merchant_stores(stores.pool, stores.redis, stores.catalog, stores.vault, business),
-            "funding": Funding(stores.catalog, stores.balances),
+            "funding": Funding(stores.catalog, stores.balances, business),
             "usage": UsageStore(stores.pool),
             "request_export": RequestExport(stores.pool),
             "webhooks": stores.webhooks,
@@ -115,6 +116,7 @@ async def dashboard_world(
             "charge_store": charge_store,
             "registry": load_registry(loaded.providers_table),
             "prices": load_price_book(),
+            "open_calls": OpenCalls(stores.redis),
             "sessions": DashboardSessions(stores.redis, now),
             "audit_log": AuditLog(stores.pool, business),
             "public_url": PUBLIC_URL.replace("https", "http"),

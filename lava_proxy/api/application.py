@@ -14,7 +14,7 @@ from lava_proxy.api.connections import Connections
 from lava_proxy.api.customers import Customers
 from lava_proxy.api.envelope import BODY_BYTES_MAX, add_common_headers, answer_errors, bound_body
 from lava_proxy.api.exports import Exports
-from lava_proxy.api.health import REMEMBER_S, Health, HealthPages
+from lava_proxy.api.health import HealthPages
 from lava_proxy.api.idempotency import idempotency
 from lava_proxy.api.meters import Meters
 from lava_proxy.api.models import Models
@@ -34,6 +34,7 @@ from lava_proxy.billing.funding import Funding
 from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.model_list import ListedModel
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.engine_health import REMEMBER_S, Health
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.merchant_stores import MerchantStores
 from lava_proxy.stores.outbox import Outbox

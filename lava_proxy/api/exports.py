@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
-from decimal import Decimal
+from collections.abc import AsyncIterator
 from typing import Any
 
 import structlog
@@ -11,25 +10,16 @@ from aiohttp import web
 from pydantic import Field
 
 from lava_proxy.api.authentication import merchant_of
-from lava_proxy.api.csv_lines import csv_line
 from lava_proxy.api.operations import Operation, QueryString
 from lava_proxy.api.queries import Query
-from lava_proxy.api.references import MeterVersions, connection_id_of, meter_id_of
 from lava_proxy.api.usage import read_choice, read_moment, shown
-from lava_proxy.billing.request_object import request_object
-from lava_proxy.billing.rows import json_text
-from lava_proxy.domain.errors import StoreError
+from lava_proxy.billing.request_file import MEDIA_TYPES, RequestFile
+from lava_proxy.domain.errors import LavaError
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.references import connection_id_of, meter_id_of
 from lava_proxy.stores.request_export import RequestExport, RequestFilter
 
 _STATUSES = ("completed", "error")
-_MEDIA = {"csv": "text/csv; charset=utf-8", "ndjson": "application/x-ndjson"}
-_UNITS = ("tokens", "characters", "seconds")
-_COLUMNS = (
-    "request_id", "created_at", "timestamp", "status", "outcome", "provenance", "customer_id", "meter_id", "meter_slug",
-    "provider", "provider_key_type", "model", "endpoint", "http_status", "streamed", "billed", "service_tier", "response_id",
-    *(f"{side}_{unit}" for unit in _UNITS for side in ("input", "output", "total")), "cost", "charge", "metadata",
-)  # fmt: skip
 _log = structlog.get_logger("api")
 
 
@@ -57,7 +47,7 @@ class Exports:
     def __init__(self, catalog: CatalogStore, export: RequestExport) -> None:
         self._catalog = catalog
         self._export = export
-        self._versions = MeterVersions(catalog)
+        self._file = RequestFile(catalog)
 
     def operations(self) -> list[Operation]:
         return [
@@ -81,19 +71,18 @@ class Exports:
         page: list[dict[str, Any]] = await anext(pages, [])
         response = web.StreamResponse(
             headers={
-                "Content-Type": _MEDIA[file_format],
+                "Content-Type": MEDIA_TYPES[file_format],
                 "Content-Disposition": f'attachment; filename="requests.{file_format}"',
             }
         )
         response.enable_chunked_encoding()
         await response.prepare(request)
         try:
-            if file_format == "csv":
-                await response.write(csv_line(_COLUMNS).encode())
+            await response.write(self._file.head(file_format))
             while page:
-                await response.write(await self._lines(page, file_format))  # waits for a slow reader
+                await response.write(await self._file.lines(page, file_format))  # waits for a slow reader
                 page = await anext(pages, [])
-        except StoreError as error:
+        except LavaError as error:
             # The status is gone: only a cut connection tells the reader that the file is not whole.
             _log.warning("An export ended early", action="export_cut", error=error.message[:200])
             if request.transport is not None:
@@ -120,24 +109,6 @@ class Exports:
             start=start.at if start else None, end=end.after if end else None,
         )  # fmt: skip
         return filters, (customer is not None and connection_id is None) or (meter is not None and meter_id is None)
-
-    async def _lines(self, rows: list[dict[str, Any]], file_format: str) -> bytes:
-        """A page of the file."""
-        objects = [request_object(row, await self._versions.get(row["meter_version"])) for row in rows]
-        if file_format == "ndjson":
-            return "".join(json_text(found) + "\n" for found in objects).encode()
-        return "".join(csv_line(_cells(found)) for found in objects).encode()
-
-
-def _cells(found: Mapping[str, Any]) -> list[object]:
-    """A Request object as the cells of _COLUMNS."""
-    flat = {
-        **found,
-        **found["model_usage"],
-        "charge": found["charge"]["amount"],
-        "metadata": json_text(found["metadata"]) if found["metadata"] else None,
-    }
-    return [format(value, "f") if isinstance(value := flat.get(name), Decimal) else value for name in _COLUMNS]
 
 
 async def _none() -> AsyncIterator[list[dict[str, Any]]]:

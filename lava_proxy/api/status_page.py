@@ -10,7 +10,7 @@ from aiohttp import hdrs, web
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from lava_proxy.api.formats import timestamp
-from lava_proxy.api.health import Health
+from lava_proxy.stores.engine_health import Health
 
 Home = Callable[[web.Request], Awaitable[web.Response | None]]
 _HEADERS = {

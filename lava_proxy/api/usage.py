@@ -11,16 +11,16 @@ from aiohttp import web
 from pydantic import Field
 
 from lava_proxy.api.authentication import merchant_of
-from lava_proxy.api.csv_lines import csv_line
 from lava_proxy.api.envelope import json_response
 from lava_proxy.api.formats import seconds
 from lava_proxy.api.operations import Answer, Operation, QueryString
 from lava_proxy.api.queries import Query
-from lava_proxy.api.references import connection_id_of, meter_id_of
 from lava_proxy.domain.money import format_usd
 from lava_proxy.domain.usage_window import BUCKET_LENGTHS, BucketName, Moment, UsageWindow, iso, parse_moment, window_of
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.references import connection_id_of, meter_id_of
 from lava_proxy.stores.usage_store import Dimension, UsageFilter, UsageStore, UsageSums
+from lava_proxy.wire.csv_lines import csv_line
 
 GROUPS_DEFAULT = 100
 GROUPS_MAX = 1000

@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 
 from lava_proxy import tasks, telemetry
 from lava_proxy.api.application import ApiDependencies, build_application
-from lava_proxy.app.card_payments import open_card_payments
+from lava_proxy.app.card_payments import CardPayments, open_card_payments
 from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rating import Rating
@@ -44,7 +44,8 @@ from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
-from lava_proxy.stores.merchant_stores import open_merchant_stores
+from lava_proxy.stores.merchant_stores import MerchantStores, open_merchant_stores
+from lava_proxy.stores.open_calls import OpenCalls
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
@@ -203,28 +204,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     cards = open_card_payments(stores.pool, funding, config, settings)
     registry, prices = registry_of(config, settings), prices_of(settings)
     merchant_stores = open_merchant_stores(stores.pool, stores.redis, stores.catalog, vault_of(config), clock)
-    site = Site(
-        DashboardDependencies(
-            pool=stores.pool,
-            catalog=stores.catalog,
-            ledger=stores.ledger,
-            outbox=stores.outbox,
-            merchant_stores=merchant_stores,
-            funding=funding,
-            usage=UsageStore(stores.pool),
-            request_export=RequestExport(stores.pool),
-            webhooks=stores.webhooks,
-            webhook_client=webhook_client,
-            charges=cards.charges,
-            charge_store=cards.store,
-            registry=registry,
-            prices=prices,
-            sessions=DashboardSessions(stores.redis),
-            audit_log=AuditLog(stores.pool, clock),
-            public_url=config.base_url.removesuffix("v1/"),
-            clock=clock,
-        )
-    )
+    site = Site(_dashboard_of(stores, merchant_stores, funding, config, cards, webhook_client, registry, prices))
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
@@ -264,6 +244,41 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     await webhook_client.close()
     await cards.close()
     await stores.close()
+
+
+def _dashboard_of(
+    stores: Stores,
+    merchant_stores: MerchantStores,
+    funding: Funding,
+    config: RunConfig,
+    cards: CardPayments,
+    webhook_client: WebhookClient,
+    registry: Registry,
+    prices: PriceBook,
+) -> DashboardDependencies:
+    """What the pages for merchants stand on."""
+    clock = business_clock(config)
+    return DashboardDependencies(
+        pool=stores.pool,
+        catalog=stores.catalog,
+        ledger=stores.ledger,
+        outbox=stores.outbox,
+        merchant_stores=merchant_stores,
+        funding=funding,
+        usage=UsageStore(stores.pool),
+        request_export=RequestExport(stores.pool),
+        webhooks=stores.webhooks,
+        webhook_client=webhook_client,
+        charges=cards.charges,
+        charge_store=cards.store,
+        registry=registry,
+        prices=prices,
+        open_calls=OpenCalls(stores.redis),
+        sessions=DashboardSessions(stores.redis),
+        audit_log=AuditLog(stores.pool, clock),
+        public_url=config.base_url.removesuffix("v1/"),
+        clock=clock,
+    )
 
 
 def _exposition(environment: Any) -> bytes:

@@ -9,11 +9,12 @@ from typing import Any
 
 import asyncpg
 
-from lava_proxy.domain.errors import StoreError
+from lava_proxy.domain.errors import CallerError, StoreError
 from lava_proxy.stores.postgres import Pool
 
 PAGE_ROWS = 500
 _TIMEOUT_S = 25  # below what the gateway waits for a silent control process
+_TOO_SLOW = "Too many requests lie between those that match; choose a shorter time, a customer, a meter or a model."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,7 @@ class RequestFilter:
 
 
 class RequestExport:
-    """Reads only. Raises StoreError when Postgres cannot answer."""
+    """Reads only. Raises StoreError when Postgres cannot answer, CallerError when it would take too long."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -40,14 +41,17 @@ class RequestExport:
         """Rows of the table `request`, at most PAGE_ROWS at a time; those that arrive meanwhile are not among them."""
         before: str | None = None
         while True:
-            rows = await self._page(merchant_id, filters, before)
+            rows = await self.page(merchant_id, filters, before=before, limit=PAGE_ROWS)
             if rows:
                 yield rows
             if len(rows) < PAGE_ROWS:
                 return
             before = rows[-1]["request_id"]
 
-    async def _page(self, merchant_id: str, filters: RequestFilter, before: str | None) -> list[dict[str, Any]]:
+    async def page(
+        self, merchant_id: str, filters: RequestFilter, *, before: str | None, limit: int, timeout_s: int = _TIMEOUT_S
+    ) -> list[dict[str, Any]]:
+        """At most `limit` rows from below the id `before`. Raises CallerError `search_too_slow` after `timeout_s`."""
         conditions = ["merchant_id = $1"]
         args: list[Any] = [merchant_id]
         wanted = {
@@ -65,8 +69,10 @@ class RequestExport:
             if value is not None:
                 args.append(value)
                 conditions.append(condition.format(f"${len(args)}"))
-        query = f"SELECT * FROM request WHERE {' AND '.join(conditions)} ORDER BY request_id DESC LIMIT {PAGE_ROWS}"
+        query = f"SELECT * FROM request WHERE {' AND '.join(conditions)} ORDER BY request_id DESC LIMIT {limit}"
         try:
-            return [dict(row) for row in await self._pool.fetch(query, *args, timeout=_TIMEOUT_S)]
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            return [dict(row) for row in await self._pool.fetch(query, *args, timeout=timeout_s)]
+        except TimeoutError as error:
+            raise CallerError(_TOO_SLOW, code="search_too_slow", status=422) from error
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from importlib import resources
@@ -29,8 +29,8 @@ class Pages:
         self._environment = Environment(
             loader=PackageLoader("lava_proxy.web"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        self._environment.globals.update(asset=assets.url, icon=icon)
-        self._environment.filters.update(usd=usd, when=when, number=number)
+        self._environment.globals.update(asset=assets.url, icon=icon, pairs=pairs)
+        self._environment.filters.update(usd=usd, money=money, when=when, number=number)
 
     def text(self, template: str, **values: Any) -> str:
         """A template as text; a name it misses is an error."""
@@ -86,6 +86,20 @@ def usd(nanos: int | None, places: int = 2) -> str:
     whole, _, fraction = format_usd(abs(nanos), 9).partition(".")
     fraction = fraction.rstrip("0").ljust(places, "0")
     return f"{'-' if nanos < 0 else ''}${int(whole):,}.{fraction}" if fraction else f"{'-' if nanos < 0 else ''}${int(whole):,}"
+
+
+def money(nanos: int | None) -> str:
+    """Dollars to read in a list: cents from $1 on, six places below it, rounded."""
+    if nanos is None:
+        return "–"
+    places = 2 if not nanos or abs(nanos) >= 1_000_000_000 else 6
+    whole, _, fraction = format_usd(abs(nanos), places).partition(".")
+    return f"{'-' if nanos < 0 else ''}${int(whole):,}.{fraction}"
+
+
+def pairs(values: Iterable[str]) -> list[tuple[str, str]]:
+    """Choices whose text is their value."""
+    return [(value, value) for value in values]
 
 
 def number(value: int | None) -> str:

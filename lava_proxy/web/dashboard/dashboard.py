@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
-from lava_proxy.domain.errors import LavaError
+from lava_proxy.domain.errors import LavaError, NotFound
 from lava_proxy.domain.prices import PriceBook
 from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.registry import Registry
@@ -18,16 +18,21 @@ from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.charge_store import ChargeStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
+from lava_proxy.stores.dashboard_store import DashboardStore
+from lava_proxy.stores.engine_health import Health
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.merchant_stores import MerchantStores
+from lava_proxy.stores.open_calls import OpenCalls
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.webhook_store import WebhookStore
+from lava_proxy.web.dashboard.audit_page import AuditPage
 from lava_proxy.web.dashboard.connect import Connect
 from lava_proxy.web.dashboard.frame import Guard, View
 from lava_proxy.web.dashboard.overview import Overview
+from lava_proxy.web.dashboard.request_pages import RequestPages
 from lava_proxy.web.dashboard.selling import Family, selling_families
 from lava_proxy.web.dashboard.sign_in import SignIn
 from lava_proxy.web.pages import Pages
@@ -45,6 +50,7 @@ class DashboardDependencies:
     funding: Funding
     usage: UsageStore
     request_export: RequestExport
+    open_calls: OpenCalls
     webhooks: WebhookStore
     webhook_client: WebhookClient
     charges: Charges
@@ -67,9 +73,12 @@ class Dashboard:
         self._sign_in = SignIn(
             pages, view, self._guard, deps.sessions, stores.secret_keys, stores.call_counts, deps.audit_log
         )  # fmt: skip
+        store = DashboardStore(deps.pool)
         self._families: tuple[Family, ...] = (
             self._sign_in,
-            Overview(view),
+            Overview(view, deps.usage, store, Health(deps.outbox, deps.ledger), deps.clock),
+            RequestPages(view, deps.catalog, deps.ledger, deps.request_export, deps.open_calls, store, deps.clock),
+            AuditPage(view, deps.audit_log),
             Connect(view, stores.login_codes, deps.audit_log),
             *selling_families(view, deps),
         )
@@ -79,7 +88,13 @@ class Dashboard:
         return [
             *self._sign_in.open_routes(),
             *self._guard.protect([route for family in self._families for route in family.routes()]),
+            *self._guard.protect([web.get("/dashboard/{rest:.*}", self._nothing)]),
         ]
+
+    async def _nothing(self, request: web.Request) -> web.StreamResponse:
+        if request.match_info["rest"]:
+            raise NotFound("There is no such page.")
+        return web.Response(status=303, headers={hdrs.LOCATION: "/dashboard"})
 
     async def is_signed_in(self, request: web.Request) -> bool:
         """False also while the stores cannot say."""

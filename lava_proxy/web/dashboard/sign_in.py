@@ -62,7 +62,7 @@ class SignIn:
         """Those who are signed in go on at once."""
         target = _next_of(request.query.get("next", ""))
         if await self._guard.session(request) is not None:
-            raise web.HTTPSeeOther(target)
+            return web.Response(status=303, headers={hdrs.LOCATION: target})
         return self._page(request, Form({"next": target}))
 
     async def with_key(self, request: web.Request) -> web.StreamResponse:

@@ -41,6 +41,9 @@
       root.dataset.theme = root.dataset.bsTheme = theme;
       document.cookie = `lava_theme=${theme}; path=/; max-age=31536000; samesite=lax`;
       document.dispatchEvent(new CustomEvent("lava:theme"));
+    } else if ("segment" in button.dataset) {
+      for (const one of button.parentElement.children) one.removeAttribute("aria-current");
+      button.setAttribute("aria-current", "true");
     } else if ("menuToggle" in button.dataset) {
       const open = button.getAttribute("aria-expanded") !== "true";
       button.setAttribute("aria-expanded", String(open));

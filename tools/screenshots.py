@@ -1,0 +1,154 @@
+"""A picture of every page of the dashboard, from a seeded `dev` installation of its own: light and dark, wide and narrow.
+
+Files are named PAGE-THEME-WIDTH.png. A page that has an error in its console ends the program with 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from tests.daemon import Daemon, running
+
+CHROMIUM = "/usr/bin/chromium"
+CHROMIUM_ARGUMENTS = [
+    "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
+    "--disable-gpu", "--disable-dev-shm-usage",
+]  # fmt: skip
+WIDTHS = {"desktop": (1280, 900), "phone": (360, 740)}
+THEMES = ("light", "dark")
+_MODELS = ("gpt-4o-mini", "gpt-4o", "gpt-4.1-nano")
+
+
+def main() -> int:
+    options = parse_arguments()
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "data", "--workers", "1") as daemon:
+        seed(daemon, options.calls)
+        with sync_playwright() as playwright:
+            browser = launch(playwright)
+            written, problems = take(browser, daemon, options.folder, options.pages)
+            browser.close()
+    report = {"met": not problems, "pictures": written, "problems": problems, "folder": str(options.folder)}
+    print(json.dumps(report) if options.json else "\n".join([f"{len(written)} pictures in {options.folder}", *problems]))
+    return 1 if problems else 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="./lava screenshots", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help="where the pictures go; made when it is not there")
+    parser.add_argument("--calls", type=int, default=40, help="how many calls are made first (default 40)")
+    parser.add_argument("--pages", default=None, metavar="WORDS", help="only pages whose name has one of these words, by commas")
+    parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
+    return parser.parse_args()
+
+
+def launch(playwright: Any) -> Browser:
+    """The system's Chromium, which works as root."""
+    return playwright.chromium.launch(  # type: ignore[no-any-return]
+        executable_path=CHROMIUM, headless=True, chromium_sandbox=False, args=CHROMIUM_ARGUMENTS
+    )
+
+
+def signed_in(browser: Browser, daemon: Daemon, *, width: str = "desktop", theme: str = "light") -> BrowserContext:
+    """A browser's window that a fresh one-time link has signed in."""
+    wide, high = WIDTHS[width]
+    context = browser.new_context(viewport={"width": wide, "height": high}, color_scheme="dark" if theme == "dark" else "light")
+    page = context.new_page()
+    page.goto(daemon.cli("dashboard", "link")["dashboard_link"])
+    page.close()
+    return context
+
+
+def call(daemon: Daemon, token: str, model: str, *, stream: bool = False) -> None:
+    """One call to the sandbox provider; what it answers does not matter."""
+    body = {"model": model, "stream": stream, "messages": [{"role": "user", "content": "Say hello to everybody here."}]}
+    request = urllib.request.Request(
+        daemon.base_url + "forward/openai/v1/chat/completions", json.dumps(body).encode(),
+        {"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+    )  # fmt: skip
+    with urllib.request.urlopen(request, timeout=30) as response:
+        response.read()
+
+
+def seed(daemon: Daemon, calls: int) -> None:
+    """Customers, one of them nearly out of money, and calls of theirs, some of which fail."""
+    tokens = [daemon.token("fixed"), daemon.token("markup"), str(daemon.info["self_forward_token"])]
+    for name, funds in (("acme-industries", "40.00"), ("globex@example.com", "12.50"), ("initech", "0.05")):
+        made = daemon.cli("customer", "create", "--reference-id", name, "--funds", funds)
+        tokens.append(daemon.cli_token(made["connection_id"], "tiered"))
+    for number in range(calls):
+        call(daemon, tokens[number * 7 % len(tokens)], _MODELS[number % len(_MODELS)], stream=number % 2 == 0)
+    if calls:
+        last = daemon.get("requests?limit=1")["data"]
+        if last:
+            daemon.row(last[0]["request_id"])
+
+
+def pages(page: Page, base: str) -> Iterator[tuple[str, str]]:
+    """(name, path) of every page: those of the menu, and the first thing that each list leads to."""
+    yield "sign-in", "/dashboard/sign-in"
+    page.goto(f"{base}/dashboard")
+    paths = page.eval_on_selector_all("#app-nav a[href^='/dashboard']", "links => links.map(link => link.getAttribute('href'))")
+    for path in paths:
+        name = path.removeprefix("/dashboard").strip("/") or "overview"
+        answer = page.goto(base + path)
+        if answer is None or answer.status == 404:
+            continue
+        yield name, path
+        inner = page.eval_on_selector_all(
+            f"main a[href^='{path}/']" if path != "/dashboard" else "main a.none",
+            "links => links.map(link => link.getAttribute('href'))",
+        )
+        below = [one for one in inner if re.fullmatch(r"/dashboard/\w+/[^/?]+", one) and "/export" not in one]
+        if below:
+            yield f"{name}-one", below[0]
+    yield "connect", "/auth/connect?state=example&port=4321"
+
+
+def take(browser: Browser, daemon: Daemon, folder: Path, only: str | None) -> tuple[list[str], list[str]]:
+    """(files, problems) of all pages in all themes and widths."""
+    base = daemon.base_url.removesuffix("/v1/")
+    written, problems = [], []
+    context = signed_in(browser, daemon)
+    found = [
+        (name, path)
+        for name, path in pages(context.new_page(), base)
+        if only is None or any(word in name for word in only.split(","))
+    ]
+    context.close()
+    for theme in THEMES:
+        for width in WIDTHS:
+            context = signed_in(browser, daemon, width=width, theme=theme)
+            page = context.new_page()
+            page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: problems.append(str(error)))
+            for name, path in found:
+                if name == "sign-in":
+                    context.clear_cookies()
+                page.goto(base + path)
+                page.wait_for_load_state("networkidle")
+                if page.evaluate("document.documentElement.scrollWidth > window.innerWidth"):
+                    problems.append(f"{path} is wider than the window ({width}, {theme})")
+                file = folder / f"{name}-{theme}-{width}.png"
+                page.screenshot(path=str(file), full_page=True)
+                written.append(file.name)
+                if name == "sign-in":
+                    page.goto(daemon.cli("dashboard", "link")["dashboard_link"])
+            context.close()
+    return written, problems
+
+
+if __name__ == "__main__":
+    sys.exit(main())
