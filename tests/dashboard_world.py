@@ -100,6 +100,7 @@ async def dashboard_world(
 
     loaded, charge_store = settings.load({}), ChargeStore(stores.pool)
     processor = SandboxProcessor(stores.pool, clock=business, base_url=PUBLIC_URL)
+    funding = Funding(stores.catalog, stores.balances, business)
     deps = DashboardDependencies(
         **{
             "pool": stores.pool,
@@ -107,12 +108,12 @@ async def dashboard_world(
             "ledger": stores.ledger,
             "outbox": stores.outbox,
             "merchant_stores": open_merchant_stores(stores.pool, stores.redis, stores.catalog, stores.vault, business),
-            "funding": Funding(stores.catalog, stores.balances, business),
+            "funding": funding,
             "usage": UsageStore(stores.pool),
             "request_export": RequestExport(stores.pool),
             "webhooks": stores.webhooks,
             "webhook_client": stores.webhook_client,
-            "charges": Charges(charge_store, processor, Funding(stores.catalog, stores.balances), business),
+            "charges": Charges(charge_store, processor, funding, business, adjust=funding.adjust),
             "charge_store": charge_store,
             "registry": load_registry(loaded.providers_table),
             "prices": load_price_book(),

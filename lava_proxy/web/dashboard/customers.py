@@ -26,7 +26,7 @@ from lava_proxy.stores.customer_store import CustomerChanges, CustomerStore
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.outbox import Outbox, WalletState
 from lava_proxy.stores.plan_store import PlanStore
-from lava_proxy.stores.usage_store import UsageFilter, UsageStore
+from lava_proxy.stores.usage_store import UsageFilter, UsageStore, UsageSums
 from lava_proxy.stores.wallet_history import HistoryLine, WalletHistory
 from lava_proxy.web.dashboard.acts import Acts, is_id
 from lava_proxy.web.dashboard.charts import Chart, Series
@@ -263,11 +263,14 @@ class Customers:
         if not form.is_good or amount is None or reason is None:
             return await self._page(request, customer, adjust=form)
         delta = amount if direction == "add" else -amount
+        is_repeat = await self._catalog.credit(adjust_id) is not None
         try:
             await self._funding.adjust(customer.merchant_id, customer.wallet_id, adjust_id, delta, reason)
         except CallerError as error:
             form.fail("amount", error.message)
             return await self._page(request, customer, adjust=form)
+        if is_repeat:
+            return self._back(request, customer, "This adjustment had been made already; it was not made twice.")
         await self._acts.note(
             request, "customer.adjust", customer.connection_id,
             after={"adjust_id": adjust_id, "amount_nanos": delta, "reason": reason},
@@ -290,6 +293,8 @@ class Customers:
         except LavaError as error:
             form.fail("refund_amount", error.message)
             return await self._page(request, customer, refund=form)
+        if any(known.refund_id == refund_id for known in payments[charge_id].refunds):
+            return self._back(request, customer, "This refund had been made already; it was not made twice.")
         await self._acts.note(
             request, "payment.refund", charge_id,
             after={"refund_id": refund_id, "amount_cents": back.amount_cents, "reason": reason, "state": back.state},
@@ -344,6 +349,7 @@ class Customers:
         own = None if stored is None else parse_overage(stored)
         subscription = await self._plans.live_subscription(customer.connection_id)
         lines, more = await self._lines(customer.wallet_id, None)
+        chart, used = await self._used(customer)
         is_refused = any(form is not None for form in (details, limits, overage, adjust, refund))
         return self._view.page(
             request,
@@ -355,7 +361,9 @@ class Customers:
             subscription=subscription,
             own_overage=own,
             effective=await self._effective(customer, own, subscription),
-            chart=await self._chart(customer),
+            chart=chart,
+            calls=used.requests,
+            charged_nanos=used.charge_nanos,
             lines=lines,
             more=more,
             cards=await self._cards(customer.wallet_id),
@@ -390,20 +398,21 @@ class Customers:
         default = await self._acts.default_overage(customer.merchant_id)
         return default.policy, "your default"
 
-    async def _chart(self, customer: Connection) -> Chart:
+    async def _used(self, customer: Connection) -> tuple[Chart, UsageSums]:
+        """What the customer used lately, by the day and in all."""
         now = self._acts.now()
         start = (now - timedelta(days=CHART_DAYS - 1)).replace(hour=0, minute=0, second=0, microsecond=0)
         window = window_of(Moment(at=start), None, now=now)
         found = await self._usage.series(customer.merchant_id, window, UsageFilter(connection_id=customer.connection_id))
-        return Chart(
-            label=f"Charged and calls a day, the last {CHART_DAYS} days",
+        chart = Chart(
+            label=f"Charged and what it cost a day, the last {CHART_DAYS} days",
             times=[at for at, _ in found],
             series=[
                 Series(label="Charged", values=[sums.charge_nanos for _, sums in found], unit="nanos"),
                 Series(label="Provider cost", values=[sums.cost_nanos for _, sums in found], unit="nanos"),
-                Series(label="Calls", values=[sums.requests for _, sums in found]),
             ],
         )
+        return chart, sum((sums for _, sums in found), UsageSums())
 
     async def _lines(self, wallet_id: str, before: int | None) -> tuple[list[HistoryLine], int | None]:
         """Lines of the ledger, and from below which number there are more."""

@@ -19,12 +19,13 @@
 
   const show = (form) => {
     for (const part of form.querySelectorAll("[data-shown-when]")) {
-      const [name, value] = part.dataset.shownWhen.split("=");
-      part.hidden = form.elements[name]?.value !== value;
+      const [name, values] = part.dataset.shownWhen.split("=");
+      const choice = form.elements[name] || document.getElementsByName(name)[0];
+      part.hidden = !values.split("|").includes(choice?.value);
     }
   };
   for (const form of document.forms) show(form);
-  document.addEventListener("change", (event) => { if (event.target.form) show(event.target.form); });
+  document.addEventListener("change", () => { for (const form of document.forms) show(form); });
 
   document.querySelector("[data-focus], .is-invalid")?.focus();
 })();
