@@ -33,15 +33,21 @@ from aiohttp import web
 
 from lava_proxy.api.application import ApiDependencies, build_application
 from lava_proxy.app.embedded import EmbeddedEngines, EngineOptions
+from lava_proxy.billing.funding import Funding
+from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.stores import outbox as outbox_module
 from lava_proxy.stores import postgres
+from lava_proxy.stores.balance_store import BalanceStore
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
+from lava_proxy.stores.merchant_stores import open_merchant_stores
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_rollup import ROLLUPS
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.vault import Vault, new_master_key
+from lava_proxy.stores.webhook_store import WebhookStore
 
 P95_MS_MAX = 100.0
 GROWTH_MAX = 3.0  # of the median, from a tenth of the rows to all of them; nearly all buckets are there with a tenth
@@ -115,7 +121,8 @@ def engine_options() -> EngineOptions:
 
 async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[str, Any]:
     redis, pool = outbox_module.connect(redis_url), await postgres.connect(database_url)
-    catalog = CatalogStore(pool, Vault(new_master_key()))
+    vault = Vault(new_master_key())
+    catalog = CatalogStore(pool, vault)
     merchant = await catalog.create_merchant("bench")
     key = await catalog.create_secret_key(merchant.merchant_id, "bench")
     until = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
@@ -124,6 +131,10 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
             catalog=catalog,
             ledger=LedgerStore(pool),
             outbox=Outbox(redis),
+            merchant_stores=open_merchant_stores(pool, redis, catalog, vault, lambda: datetime.now(UTC)),
+            funding=Funding(catalog, BalanceStore(HotRedis(redis_url))),
+            webhooks=WebhookStore(pool, vault),
+            webhook_client=WebhookClient(timeout_s=1, connections_max=1, allow_private=False, clock=lambda: datetime.now(UTC)),
             usage=UsageStore(pool),
             request_export=RequestExport(pool),
             price_version="bench",

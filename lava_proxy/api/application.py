@@ -14,6 +14,7 @@ from lava_proxy.api.connections import Connections
 from lava_proxy.api.customers import Customers
 from lava_proxy.api.envelope import BODY_BYTES_MAX, add_common_headers, answer_errors, bound_body
 from lava_proxy.api.exports import Exports
+from lava_proxy.api.gateway_operations import routes_of_gateway
 from lava_proxy.api.health import HealthPages
 from lava_proxy.api.idempotency import idempotency
 from lava_proxy.api.meters import Meters
@@ -104,6 +105,7 @@ def build_application(deps: ApiDependencies) -> web.Application:
         HealthPages(health, deps.metrics, deps.price_version).routes(),
         status_page.routes(),
         deps.processor_routes,
+        routes_of_gateway(),
         unbuilt_routes(),
     ):
         application.add_routes(routes)

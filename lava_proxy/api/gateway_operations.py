@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from aiohttp import web
+
+from lava_proxy.domain.errors import CallerError
+
 TAG = "Gateway"
 _SECURITY: list[dict[str, list[str]]] = [{"secretKey": []}]
 _REQUEST_ID = {
@@ -114,3 +118,13 @@ GATEWAY_PATHS: dict[str, dict[str, Any]] = {
         "An answer for each, in their order.",
     ),
 }
+
+
+def routes_of_gateway() -> list[web.RouteDef]:
+    """Where the gateway answers one method and the control plane the others: routed here too, so that a refusal names them all."""
+    return [web.post("/v1/requests", _misdirected)]
+
+
+async def _misdirected(request: web.Request) -> web.StreamResponse:
+    await request.read()
+    raise CallerError("Usage is reported to the gateway; this is the control plane.", code="misdirected_request", status=421)

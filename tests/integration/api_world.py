@@ -172,8 +172,8 @@ async def sell(stores: Stores, shop: Shop, *, flush: bool = True, by_meter: bool
         breakdown=json_text({"charge": lines, "cost": []}),
         price_version="test-1",
         timings=json_text({"total_us": 1200}),
-        **changes,
     )
+    row.update(changes)
     request_id = new_id("req")
     wallet_id = grant.wallet_id
     await stores.balances.settle(wallet_id, request_id, charge, row=json_text(row).encode(), keep_ms=60_000)

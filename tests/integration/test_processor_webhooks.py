@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
-from lava_proxy.api.application import ApiDependencies, build_application
+from lava_proxy.api.application import build_application
 from lava_proxy.api.processor_webhooks import ProcessorWebhooks
 from lava_proxy.api.sandbox_bank import SandboxBank
 from lava_proxy.domain.money import NANOS_PER_CENT
@@ -21,6 +22,7 @@ from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.vault import Vault
 from tests.billing_world import World
 from tests.card_world import GOOD, HOLDER, CardWorld, card_world
+from tests.integration.api_world import dependencies
 
 
 @pytest.fixture
@@ -38,16 +40,12 @@ async def client(cards: CardWorld) -> AsyncIterator[TestClient[Any, Any]]:
 @asynccontextmanager
 async def served(cards: CardWorld, routes: list[web.RouteDef]) -> AsyncIterator[TestClient[Any, Any]]:
     world = cards.world
-    deps = ApiDependencies(
-        catalog=CatalogStore(world.pool, Vault(base64.b64encode(os.urandom(32)).decode())),
-        ledger=world.ledger,
-        outbox=world.outbox,
-        price_version="1",
-        metrics=lambda: b"",
-        started_at=cards.clock(),
-        processor_routes=routes,
-    )
-    async with TestClient(TestServer(build_application(deps))) as made:
+    vault = Vault(base64.b64encode(os.urandom(32)).decode())
+    stores: Any = SimpleNamespace(
+        catalog=CatalogStore(world.pool, vault), ledger=world.ledger, outbox=world.outbox, pool=world.pool, redis=world.redis,
+        vault=vault, balances=world.balances, webhooks=None, webhook_client=None,
+    )  # fmt: skip
+    async with TestClient(TestServer(build_application(dependencies(stores, processor_routes=routes)))) as made:
         yield made
 
 

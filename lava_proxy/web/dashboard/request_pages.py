@@ -313,10 +313,13 @@ def _charge_lines(row: Mapping[str, Any], version: MeterVersion | None) -> list[
 
 
 def _timings(timings: Mapping[str, Any] | None) -> list[tuple[str, str]]:
-    """What took how long, in milliseconds."""
+    """What took how long, in milliseconds; and what was counted, such as delivered bytes or tries."""
     titles = {"ttfb_us": "First byte from the provider", "total_us": "All of it"}
     return [
-        (titles.get(name, name.removesuffix("_us").replace("_", " ").capitalize()), f"{value // 1000:,}.{value % 1000:03d} ms")
+        (
+            titles.get(name, name.removesuffix("_us").replace("_", " ").capitalize()),
+            f"{value // 1000:,}.{value % 1000:03d} ms" if name.endswith("_us") else f"{value:,}",
+        )
         for name, value in (timings or {}).items()
         if isinstance(value, int)
     ]

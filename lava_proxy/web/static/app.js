@@ -4,10 +4,13 @@
 
   const showTimes = (part) => {
     const format = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+    const thisYear = new Intl.DateTimeFormat(undefined, { month: "short", day: "numeric", hour: "numeric", minute: "2-digit", second: "2-digit" });
+    const year = new Date().getFullYear();
     for (const time of part.querySelectorAll("time[datetime]")) {
       if (time.title) continue;
       time.title = time.dateTime;
-      time.textContent = format.format(new Date(time.dateTime));
+      const at = new Date(time.dateTime);
+      time.textContent = (at.getFullYear() === year ? thisYear : format).format(at);
     }
   };
 

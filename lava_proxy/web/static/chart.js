@@ -8,8 +8,8 @@
   const draw = (place) => {
     const spec = JSON.parse(place.dataset.chart);
     const css = getComputedStyle(place);
-    const text = css.getPropertyValue("--tblr-body-color").trim();
-    const grid = css.getPropertyValue("--tblr-border-color").trim();
+    const text = css.getPropertyValue("--chart-text").trim();
+    const grid = css.getPropertyValue("--chart-grid").trim();
     const axis = { stroke: text, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, font: "12px sans-serif" };
     const shown = (unit) => (value) => (value === null ? "–" : unit === "nanos" ? dollars.format(value) : value.toLocaleString("en-US"));
     const unit = spec.series[0].unit;

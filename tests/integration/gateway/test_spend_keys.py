@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from lava_proxy.api.request_object import request_object
 
+from lava_proxy.billing.request_object import request_object
 from lava_proxy.domain.limits import KeyRules, Limits
 from lava_proxy.stores.catalog_store import SpendKey
 from tests.integration.gateway.conftest import StartGateway
