@@ -16,6 +16,11 @@ from lava_proxy.wire.texts import checked_name
 
 CLAMP_FLOOR_MAX = 2_000_000
 _BASE = "/dashboard/settings"
+_DISCONNECTS = (
+    ("drain", "Reads on to the usage that the provider reports, for at most 120 seconds, and charges that."),
+    ("estimate", "Stops at once; charges what had been delivered, estimated."),
+    ("none", "Stops at once and charges nothing."),
+)
 
 
 class Settings:
@@ -88,5 +93,8 @@ class Settings:
             name_form=name or Form({"name": merchant.name}),
             overage_form=overage or Form(overage_values(default)),
             clamp_form=clamp or Form({"clamp_floor": merchant.clamp_floor}),
-            providers=sorted(self._registry.providers, key=lambda provider: provider.name),
+            disconnects=[
+                (policy, does, sorted(one.name for one in self._registry.providers if one.disconnect == policy))
+                for policy, does in _DISCONNECTS
+            ],
         )
