@@ -280,7 +280,7 @@ class Plans:
     async def one_bundle(self, request: web.Request) -> web.Response:
         found = await self._plans.bundle(merchant_of(request).merchant_id, path_reference(request, "bundle"))
         if found is None:
-            raise NotFound("No credit bundle of yours has this id.", code="bundle_not_found")
+            raise NotFound("No credit bundle of yours has this id.")
         return json_response(bundle_object(found))
 
     async def _found(self, request: web.Request) -> Plan:
@@ -346,4 +346,4 @@ def _kept(automatic: str | None, changes: Sequence[BundleChange]) -> str | None:
 
 
 def no_such_plan() -> NotFound:
-    return NotFound("No plan of yours has this id.", code="plan_not_found")
+    return NotFound("No plan of yours has this id.")

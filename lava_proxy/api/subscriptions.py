@@ -51,8 +51,8 @@ class NewSubscription(Body):
 
 class SubscriptionPatch(Body):
     auto_top_up_bundle_id: Annotated[
-        Text | None, Field(description="A bundle of its plan to buy when credit runs out; null: none.")
-    ]
+        Text | None, Field(description="Required: a bundle of its plan to buy when credit runs out; null: none.")
+    ] = None
 
 
 class SubscriptionsQuery(PageQuery, CustomerFilter):
@@ -128,8 +128,10 @@ class SubscriptionResource:
         return json_response({"subscription": (await self.objects([made]))[0]}, 201)
 
     async def change(self, request: web.Request, body: SubscriptionPatch) -> web.Response:
-        subscription_id = path_reference(request, "subscription")
-        await self._subscriptions.set_auto_top_up(merchant_of(request).merchant_id, subscription_id, body.auto_top_up_bundle_id)
+        found = await self._found(request)
+        if "auto_top_up_bundle_id" not in body.model_fields_set:
+            raise CallerError("auto_top_up_bundle_id is required: a bundle of the plan, or null.", code="invalid_parameter")
+        await self._subscriptions.set_auto_top_up(found.merchant_id, found.subscription_id, body.auto_top_up_bundle_id)
         return json_response({"success": True})
 
     async def cancel(self, request: web.Request) -> web.Response:
@@ -151,7 +153,7 @@ class SubscriptionResource:
     async def _found(self, request: web.Request) -> Subscription:
         found = await self._plans.subscription(merchant_of(request).merchant_id, path_reference(request, "subscription"))
         if found is None:
-            raise NotFound("No subscription of yours has this id.", code="subscription_not_found")
+            raise NotFound("No subscription of yours has this id.")
         return found
 
 

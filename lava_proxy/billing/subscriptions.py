@@ -98,7 +98,7 @@ class Subscriptions:
             await self.apply_cycle(changed)
             return changed
         if not await self._plans.lock_connection(db, connection.connection_id):
-            raise NotFound("This customer has been deleted.", code="customer_not_found")
+            raise NotFound("This customer has been deleted.")
         now = self._clock()
         current = await self._plans.live_subscription(connection.connection_id, db=db, lock=True)
         change = change_to(plan.terms, current, now)
@@ -391,7 +391,7 @@ class Subscriptions:
     async def _locked(self, db: Any, merchant_id: str, subscription_id: str) -> Subscription:
         found = await self._plans.subscription(merchant_id, subscription_id, db=db, lock=True)
         if found is None:
-            raise NotFound("No subscription of yours has this id.", code="subscription_not_found")
+            raise NotFound("No subscription of yours has this id.")
         return found
 
 

@@ -378,11 +378,16 @@ class PlanStore(Database):
         return row is not None and row["status"] != "deleted"
 
     async def stop_renewal_charges(self, db: Any, wallet_id: str) -> None:
-        """Renewals that were declined are not tried again. One that is being tried now goes on; what it takes becomes funds."""
+        """Renewals that were declined are called off. One that is being tried now goes on; what it takes becomes funds."""
         await self._execute(
-            """UPDATE charge SET next_try_at = NULL WHERE charge_id IN (SELECT charge_id FROM charge WHERE wallet_id = $1
-            AND state = 'declined' AND purpose = 'subscription_renewal' AND next_try_at IS NOT NULL FOR UPDATE SKIP LOCKED)""",
-            wallet_id, db=db,
+            """WITH stopped AS (
+              UPDATE charge SET state = 'canceled', next_try_at = NULL, updated_at = $2
+              WHERE charge_id IN (SELECT charge_id FROM charge WHERE wallet_id = $1 AND state = 'declined'
+                AND purpose = 'subscription_renewal' FOR UPDATE SKIP LOCKED) RETURNING charge_id)
+            INSERT INTO charge_transition SELECT charge_id,
+              (SELECT count(*) FROM charge_transition t WHERE t.charge_id = s.charge_id) + 1, 'declined', 'canceled', $2
+            FROM stopped s""",
+            wallet_id, self._clock(), db=db,
         )  # fmt: skip
 
     async def due(self, db: Any, at: datetime, limit: int) -> list[Subscription]:
