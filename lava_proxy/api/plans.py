@@ -221,23 +221,7 @@ class Plans:
         return json_response(plan_object(await self._found(request)))
 
     async def create(self, request: web.Request, body: NewPlan) -> web.Response:
-        terms = Terms(
-            plan_id="", name=body.name, period_amount_nanos=body.period_amount,
-            included_credit_nanos=body.period_amount if body.included_credit is None else body.included_credit,
-            billing_interval=body.billing_interval, rollover_type=body.rollover_type,
-            bundle_rollover_type=body.bundle_rollover_type,
-        )  # fmt: skip
-        made = await self._plans.create_plan(
-            merchant_of(request).merchant_id,
-            terms,
-            overage=body.overage,
-            meter_ids=body.meter_ids or body.product_ids or (),
-            bundles=[
-                BundleDraft(name=one.name, cost_nanos=one.cost, credit_nanos=one.credit_amount) for one in body.credit_bundles
-            ],
-            auto_top_up_index=body.default_auto_top_up_bundle_index,
-        )
-        return json_response(plan_object(made), 201)
+        return json_response(plan_object(await create_plan(self._plans, merchant_of(request).merchant_id, body)), 201)
 
     async def change(self, request: web.Request, body: PlanPatch) -> web.Response:
         found, sent = await self._found(request), body.model_fields_set
@@ -288,6 +272,23 @@ class Plans:
         if found is None:
             raise no_such_plan()
         return found
+
+
+async def create_plan(plans: PlanStore, merchant_id: str, body: NewPlan) -> Plan:
+    """A plan as it was asked for. Raises CallerError for a meter that is not this merchant's."""
+    terms = Terms(
+        plan_id="", name=body.name, period_amount_nanos=body.period_amount,
+        included_credit_nanos=body.period_amount if body.included_credit is None else body.included_credit,
+        billing_interval=body.billing_interval, rollover_type=body.rollover_type, bundle_rollover_type=body.bundle_rollover_type,
+    )  # fmt: skip
+    return await plans.create_plan(
+        merchant_id,
+        terms,
+        overage=body.overage,
+        meter_ids=body.meter_ids or body.product_ids or (),
+        bundles=[BundleDraft(name=one.name, cost_nanos=one.cost, credit_nanos=one.credit_amount) for one in body.credit_bundles],
+        auto_top_up_index=body.default_auto_top_up_bundle_index,
+    )
 
 
 def _same_meters(value: list[str] | None, info: ValidationInfo) -> list[str] | None:

@@ -125,6 +125,11 @@ class CatalogStore(Database):
         self._vault = vault
         self._clock = clock
 
+    @property
+    def clock(self) -> Clock:
+        """Business time, as this store was given it."""
+        return self._clock
+
     async def check_master_key(self) -> None:
         """Raises SealBroken when secrets of this installation were sealed under another master key; the first start sets it."""
         await self._execute(
