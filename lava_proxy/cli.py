@@ -18,6 +18,7 @@ import structlog
 
 from lava_proxy import settings as settings_module
 from lava_proxy.cli_import import requests_group
+from lava_proxy.cli_plans import OVERAGE_HELP, add_plan_commands, overage_of
 from lava_proxy.domain.errors import CallerError, LavaError, NotFound
 from lava_proxy.settings import Settings
 
@@ -326,17 +327,29 @@ def merchant() -> None:
 
 @merchant.command("set")
 @_MERCHANT
-@click.option(
-    "--clamp-floor", type=int, required=True, help="Lower max_tokens to what a balance affords, at least to this; 0: off."
-)
+@click.option("--clamp-floor", type=int, default=None, help="Lower max_tokens to what a balance affords, at least to this; 0: off.")
+@click.option("--overage", default=None, help=f"Where neither customer nor plan says otherwise: {OVERAGE_HELP}")
 @_DATA_DIR
-def merchant_set(merchant_id: str | None, clamp_floor: int, data_dir: Path | None) -> None:
+def merchant_set(merchant_id: str | None, clamp_floor: int | None, overage: str | None, data_dir: Path | None) -> None:
     """Change a merchant's options; running servers follow at once."""
+    if clamp_floor is None and overage is None:
+        raise CallerError("Name an option to set: --clamp-floor, --overage.")
+    policy = None if overage is None else overage_of(overage)
 
     async def work(stores: Any, settings: Settings) -> dict[str, Any]:
-        owner = await _merchant_of(stores, merchant_id)
-        made = await stores.catalog.set_clamp_floor(owner.merchant_id, clamp_floor)
-        return {"merchant_id": made.merchant_id, "name": made.name, "clamp_floor": made.clamp_floor}
+        from lava_proxy.domain.plans import overage_document
+        from lava_proxy.stores.plan_store import PlanStore
+
+        owner, plans = await _merchant_of(stores, merchant_id), PlanStore(stores.pool, stores.catalog.clock)
+        if clamp_floor is not None:
+            owner = await stores.catalog.set_clamp_floor(owner.merchant_id, clamp_floor)
+        if overage is not None:
+            await plans.set_merchant_overage(owner.merchant_id, policy)
+        found = await plans.merchant_overage(owner.merchant_id)
+        return {
+            "merchant_id": owner.merchant_id, "name": owner.name, "clamp_floor": owner.clamp_floor,
+            "overage": None if found is None else overage_document(found),
+        }  # fmt: skip
 
     _print(_with_stores(data_dir, work))
 
@@ -369,6 +382,9 @@ def merchant_create(name: str, funds: str | None, data_dir: Path | None) -> None
         }
 
     _print(_with_stores(data_dir, work))
+
+
+add_plan_commands(cli, _with_stores, _merchant_of, _print)
 
 
 @cli.group()

@@ -21,17 +21,20 @@ from lava_proxy.api.meters import Meters
 from lava_proxy.api.models import Models
 from lava_proxy.api.openapi import OpenApi
 from lava_proxy.api.operations import Operation, routes_of
+from lava_proxy.api.plans import Plans
 from lava_proxy.api.rate_limit import REQUESTS_PER_MINUTE, add_rate_limit_headers, rate_limit
 from lava_proxy.api.requests import Requests
 from lava_proxy.api.secret_keys import SecretKeys
 from lava_proxy.api.spend_keys import SpendKeys
 from lava_proxy.api.status_page import Home, StatusPage
+from lava_proxy.api.subscriptions import SubscriptionResource
 from lava_proxy.api.unbuilt import unbuilt_routes
 from lava_proxy.api.usage import Usage
 from lava_proxy.api.wallet import Wallet
 from lava_proxy.api.wallet_keys import WalletKeys
 from lava_proxy.api.webhooks import Webhooks
 from lava_proxy.billing.funding import Funding
+from lava_proxy.billing.subscriptions import Subscriptions
 from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.model_list import ListedModel
 from lava_proxy.stores.catalog_store import CatalogStore
@@ -115,12 +118,15 @@ def build_application(deps: ApiDependencies) -> web.Application:
 def operations_of(deps: ApiDependencies) -> list[Operation]:
     """Every operation of the REST API, in the order in which the OpenAPI document shows them."""
     catalog, outbox, clock, stores = deps.catalog, deps.outbox, deps.clock, deps.merchant_stores
+    subscriptions = SubscriptionResource(catalog, stores.plans, Subscriptions(stores.plans, deps.funding, clock), outbox)
     resources = (
         Exports(catalog, deps.request_export),  # before /v1/requests/{request}
         Requests(catalog, deps.ledger),
         Usage(catalog, deps.usage, clock),
-        Customers(catalog, stores.customers, outbox, deps.funding),
-        Connections(catalog, stores.customers, outbox, clock),
+        Customers(catalog, stores.customers, outbox, deps.funding, stores.plans, subscriptions),
+        Connections(catalog, stores.customers, outbox, clock, stores.plans, subscriptions),
+        Plans(stores.plans),
+        subscriptions,
         Meters(catalog, stores.meters),
         SpendKeys(catalog, outbox, clock),
         SecretKeys(stores.secret_keys),

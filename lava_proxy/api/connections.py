@@ -10,16 +10,20 @@ from aiohttp import web
 
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.balances import live_wallet
-from lava_proxy.api.customers import Balances, Contact, SubscriptionAnswer, contact_object
+from lava_proxy.api.customers import Balances, Contact, contact_object
 from lava_proxy.api.envelope import json_response
 from lava_proxy.api.fields import Done, PageQuery, Text, Timestamp, list_of
 from lava_proxy.api.formats import balance_fields, listing, timestamp
 from lava_proxy.api.operations import Answer, Operation
 from lava_proxy.api.queries import path_reference
+from lava_proxy.api.subscription_objects import CurrentSubscription, OneSubscription, current_subscription
+from lava_proxy.api.subscriptions import SubscriptionResource
 from lava_proxy.domain.errors import NotFound
+from lava_proxy.domain.plans import Subscription
 from lava_proxy.stores.catalog_store import CatalogStore, Connection
 from lava_proxy.stores.customer_store import CustomerStore
 from lava_proxy.stores.outbox import Outbox, WalletState
+from lava_proxy.stores.plan_store import PlanStore
 
 TAG = "Connections"
 
@@ -40,7 +44,7 @@ class ConnectionAnswer(Answer):
     status: str
     has_lava_credit_balance: bool
     customer: Contact
-    subscription: dict[str, Any] | None
+    subscription: CurrentSubscription | None
     wallet: ConnectionWallet
     metadata: dict[str, Any] | None
     previous_usage_reset: Timestamp
@@ -55,11 +59,21 @@ class ConnectionWithSecret(ConnectionAnswer):
 class Connections:
     """The connection resource."""
 
-    def __init__(self, catalog: CatalogStore, customers: CustomerStore, outbox: Outbox, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        catalog: CatalogStore,
+        customers: CustomerStore,
+        outbox: Outbox,
+        clock: Callable[[], datetime],
+        plans: PlanStore,
+        subscriptions: SubscriptionResource,
+    ) -> None:
         self._catalog = catalog
         self._customers = customers
         self._outbox = outbox
         self._clock = clock
+        self._plans = plans
+        self._subscriptions = subscriptions
 
     def operations(self) -> list[Operation]:
         one = "/v1/connections/{connection}"
@@ -78,7 +92,7 @@ class Connections:
             ),
             Operation(
                 method="GET", path=one + "/subscription", handler=self.subscription, tag=TAG,
-                summary="Read a connection's subscription", answer=SubscriptionAnswer,
+                summary="Read a connection's subscription", answer=OneSubscription,
                 alias_of="/v1/customers/{customer}/subscription",
             ),
         ]  # fmt: skip
@@ -93,14 +107,19 @@ class Connections:
             found = [one] if one is not None and one.reference_id == query.reference_id else []
         states = await self._outbox.wallet_states([connection.wallet_id for connection in found])
         now = self._clock()
-        items = [connection_object(connection, states[connection.wallet_id], now) for connection in found]
+        on_plans = await self._plans.live_subscriptions([connection.connection_id for connection in found])
+        items = [
+            connection_object(one, states[one.wallet_id], now, on_plans.get(one.connection_id)) for one in found
+        ]  # fmt: skip
         return json_response(listing(items, query.limit, "connection_id"))
 
     async def one(self, request: web.Request) -> web.Response:
         """With `connection_secret`, which the oldest clients build their forward tokens from."""
         connection = await self._found(request)
         state = await live_wallet(self._outbox, connection.wallet_id)
-        return json_response(connection_object(connection, state, self._clock()) | {"connection_secret": connection.secret})
+        on_plan = await self._plans.live_subscription(connection.connection_id)
+        shown = connection_object(connection, state, self._clock(), on_plan)
+        return json_response(shown | {"connection_secret": connection.secret})
 
     async def delete(self, request: web.Request) -> web.Response:
         connection = await self._found(request)
@@ -109,9 +128,8 @@ class Connections:
         return json_response({"success": True})
 
     async def subscription(self, request: web.Request) -> web.Response:
-        """Null: there are no plans yet."""
-        await self._found(request)
-        return json_response({"subscription": None})
+        found = await self._found(request)
+        return json_response(await self._subscriptions.of_connection(found.connection_id))
 
     async def _found(self, request: web.Request) -> Connection:
         reference = path_reference(request, "connection")
@@ -121,17 +139,19 @@ class Connections:
         return connection
 
 
-def connection_object(connection: Connection, state: WalletState | None, now: datetime) -> dict[str, Any]:
-    """The union of both older vocabularies. Tier counters start again with the UTC month while there are no plans."""
+def connection_object(
+    connection: Connection, state: WalletState | None, now: datetime, subscription: Subscription | None
+) -> dict[str, Any]:
+    """The union of both older vocabularies. Tier counters start again with the subscription's cycle, else with the UTC month."""
     contact = contact_object(connection)
-    start, end = month_of(now)
+    start, end = month_of(now) if subscription is None else (subscription.cycle.start, subscription.cycle.end)
     return {
         "connection_id": connection.connection_id,
         "reference_id": connection.reference_id,
         "status": connection.status,
         "has_lava_credit_balance": state is not None and state.balance_nanos > 0,
         "customer": contact,
-        "subscription": None,
+        "subscription": current_subscription(subscription),
         "wallet": {**balance_fields(state), **contact, "autopay_enabled": False},
         "metadata": connection.metadata,
         "previous_usage_reset": timestamp(start),

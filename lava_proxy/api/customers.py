@@ -25,12 +25,23 @@ from lava_proxy.api.fields import (
 from lava_proxy.api.formats import balance_fields, listing, timestamp
 from lava_proxy.api.operations import Answer, Body, Operation
 from lava_proxy.api.queries import path_reference
+from lava_proxy.api.subscription_objects import (
+    CurrentSubscription,
+    OneSubscription,
+    OverageAnswer,
+    OverageField,
+    current_subscription,
+    overage_object,
+)
+from lava_proxy.api.subscriptions import SubscriptionResource
 from lava_proxy.billing.customers import open_customer
 from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.errors import Conflict, NotFound
+from lava_proxy.domain.plans import Overage, Subscription
 from lava_proxy.stores.catalog_store import CatalogStore, Connection
 from lava_proxy.stores.customer_store import CustomerChanges, CustomerStore
 from lava_proxy.stores.outbox import Outbox, WalletState
+from lava_proxy.stores.plan_store import PlanStore
 from lava_proxy.wire.texts import split_name
 
 CONTACT_KEYS = ("phone", "email", "first_name", "last_name")
@@ -47,6 +58,8 @@ class NewCustomer(Body):
 
 class CustomerPatch(NewCustomer):
     """Only the fields that are sent change; null clears one."""
+
+    overage: Annotated[OverageField | None, Field(description="The customer's own policy; null: as its plan says.")] = None
 
 
 class CustomersQuery(PageQuery):
@@ -84,23 +97,30 @@ class CustomerAnswer(Balances):
     reference_id: str | None
     status: str
     contact: Contact
-    subscription: dict[str, Any] | None
+    subscription: CurrentSubscription | None
+    overage: Annotated[OverageAnswer | None, Field(description="The customer's own policy; null: as its plan says.")]
     metadata: dict[str, Any] | None
     created_at: Timestamp
-
-
-class SubscriptionAnswer(Answer):
-    subscription: dict[str, Any] | None
 
 
 class Customers:
     """The customer resource: the newer name of a connection."""
 
-    def __init__(self, catalog: CatalogStore, customers: CustomerStore, outbox: Outbox, funding: Funding) -> None:
+    def __init__(
+        self,
+        catalog: CatalogStore,
+        customers: CustomerStore,
+        outbox: Outbox,
+        funding: Funding,
+        plans: PlanStore,
+        subscriptions: SubscriptionResource,
+    ) -> None:
         self._catalog = catalog
         self._customers = customers
         self._outbox = outbox
         self._funding = funding
+        self._plans = plans
+        self._subscriptions = subscriptions
 
     def operations(self) -> list[Operation]:
         one = "/v1/customers/{customer}"
@@ -125,7 +145,7 @@ class Customers:
             ),
             Operation(
                 method="GET", path=one + "/subscription", handler=self.subscription, tag=TAG,
-                summary="Read a customer's subscription", answer=SubscriptionAnswer,
+                summary="Read a customer's subscription", answer=OneSubscription,
             ),
         ]  # fmt: skip
 
@@ -134,7 +154,12 @@ class Customers:
         merchant = merchant_of(request)
         found = await self._catalog.connections(merchant.merchant_id, before=query.cursor, limit=query.limit + 1)
         states = await self._outbox.wallet_states([connection.wallet_id for connection in found])
-        items = [customer_object(connection, states[connection.wallet_id]) for connection in found]
+        ids = [connection.connection_id for connection in found]
+        on_plans, overages = await self._plans.live_subscriptions(ids), await self._plans.connection_overages(ids)
+        items = [
+            customer_object(one, states[one.wallet_id], on_plans.get(one.connection_id), overages.get(one.connection_id))
+            for one in found
+        ]
         return json_response(listing(items, query.limit, "customer_id"))
 
     async def one(self, request: web.Request) -> web.Response:
@@ -169,6 +194,8 @@ class Customers:
         changes = CustomerChanges(contact=contact_changes(body), columns=columns)
         if not await self._customers.change(found.merchant_id, found.connection_id, changes):
             raise _no_such_customer()
+        if "overage" in sent:
+            await self._plans.set_connection_overage(found.merchant_id, found.connection_id, body.overage)
         changed = await self._catalog.connection(found.merchant_id, found.connection_id)
         if changed is None:
             raise _no_such_customer()
@@ -181,9 +208,8 @@ class Customers:
         return json_response({"success": True})
 
     async def subscription(self, request: web.Request) -> web.Response:
-        """Null: there are no plans yet."""
-        await self._found(request)
-        return json_response({"subscription": None})
+        found = await self._found(request)
+        return json_response(await self._subscriptions.of_connection(found.connection_id))
 
     async def _found(self, request: web.Request) -> Connection:
         reference = path_reference(request, "customer")
@@ -204,7 +230,10 @@ class Customers:
         return await self._answer(connection)
 
     async def _answer(self, connection: Connection, status: int = 200) -> web.Response:
-        return json_response(customer_object(connection, await live_wallet(self._outbox, connection.wallet_id)), status)
+        state = await live_wallet(self._outbox, connection.wallet_id)
+        on_plan = await self._plans.live_subscription(connection.connection_id)
+        overages = await self._plans.connection_overages([connection.connection_id])
+        return json_response(customer_object(connection, state, on_plan, overages.get(connection.connection_id)), status)
 
 
 def contact_changes(body: NewCustomer) -> dict[str, str | None]:
@@ -220,14 +249,17 @@ def contact_changes(body: NewCustomer) -> dict[str, str | None]:
     return changes
 
 
-def customer_object(connection: Connection, state: WalletState | None) -> dict[str, Any]:
-    """The newest vocabulary. Subscriptions are not built yet, so there is none."""
+def customer_object(
+    connection: Connection, state: WalletState | None, subscription: Subscription | None, overage: Overage | None
+) -> dict[str, Any]:
+    """The newest vocabulary."""
     return {
         "customer_id": connection.connection_id,
         "reference_id": connection.reference_id,
         "status": connection.status,
         "contact": contact_object(connection),
-        "subscription": None,
+        "subscription": current_subscription(subscription),
+        "overage": overage_object(overage),
         "metadata": connection.metadata,
         **balance_fields(state),
         "created_at": timestamp(connection.created_at),

@@ -13,11 +13,13 @@ from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.cards import Cards
 from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
+from lava_proxy.billing.subscriptions import Subscriptions
 from lava_proxy.domain.errors import CallerError
 from lava_proxy.payments.processor import Processor
 from lava_proxy.payments.sandbox import SandboxProcessor
 from lava_proxy.settings import Settings
 from lava_proxy.stores.charge_store import ChargeStore
+from lava_proxy.stores.plan_store import PlanStore
 from lava_proxy.stores.postgres import Pool
 
 
@@ -29,6 +31,8 @@ class CardPayments:
     store: ChargeStore
     charges: Charges
     cards: Cards
+    plans: PlanStore
+    subscriptions: Subscriptions
 
     def routes(self) -> list[web.RouteDef]:
         """What the control process serves for the processor: its notices, or the sandbox's bank."""
@@ -46,8 +50,25 @@ class CardPayments:
 def open_card_payments(pool: Pool, funding: Funding, config: RunConfig, settings: Settings) -> CardPayments:
     """Card payments on these stores; without a processor they answer `payments_disabled`. Raises CallerError for bad settings."""
     processor, clock, store = processor_of(pool, config, settings), business_clock(config), ChargeStore(pool)
-    charges = Charges(store, processor, funding, clock, adjust=funding.adjust)
-    return CardPayments(processor=processor, store=store, charges=charges, cards=Cards(store, processor, charges, clock))
+    plans = PlanStore(pool, clock)
+    subscriptions = Subscriptions(plans, funding, clock)
+    charges = Charges(
+        store,
+        processor,
+        funding,
+        clock,
+        subscriptions.effects(),
+        on_transition=subscriptions.on_transition,
+        adjust=funding.adjust,
+    )
+    return CardPayments(
+        processor=processor,
+        store=store,
+        charges=charges,
+        cards=Cards(store, processor, charges, clock),
+        plans=plans,
+        subscriptions=subscriptions,
+    )
 
 
 def processor_of(pool: Any, config: RunConfig, settings: Settings) -> Processor | None:

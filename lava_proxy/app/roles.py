@@ -60,6 +60,7 @@ from lava_proxy.workers.flusher import Flusher, kill_self
 from lava_proxy.workers.hold_reaper import HoldReaper
 from lava_proxy.workers.lot_expirer import LotExpirer
 from lava_proxy.workers.recovery import Recovery
+from lava_proxy.workers.renewals import Renewals
 from lava_proxy.workers.webhook_sender import WebhookSender
 
 _PR_SET_PDEATHSIG = 1
@@ -108,7 +109,7 @@ async def open_stores(config: RunConfig, settings: Settings, *, pool_max: int, r
         Outbox(redis, business_clock(config)),
         BalanceStore(hot),
         pool,
-        CatalogStore(pool, vault),
+        CatalogStore(pool, vault, business_clock(config)),
         LedgerStore(pool),
         WebhookStore(pool, vault),
     )
@@ -303,6 +304,7 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
     applier = CreditApplier(stores.catalog, funding)
     expirer = LotExpirer(stores.catalog, stores.balances, business_clock(config))
     cards = open_card_payments(stores.pool, funding, config, settings)
+    renewals = Renewals(cards.subscriptions, cards.charges)
     charger = Charger(cards.store, cards.charges, business_clock(config))
     recovery = Recovery(stores.outbox, stores.ledger, business_clock(config))
     drift = Drift(stores.outbox, stores.ledger)
@@ -340,6 +342,7 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         tasks.start("reaper", _every(1.0, lambda: lead(reaper.run_once))),
         tasks.start("credit-applier", _every(1.0, lambda: lead(applier.run_once))),
         tasks.start("charger", _every(1.0, lambda: lead(charger.run_once))),
+        tasks.start("renewals", _every(1.0, lambda: lead(renewals.run_once))),
         tasks.start("lot-expirer", _every(1.0, lambda: lead(expirer.run_once))),
         tasks.start("drift", _every(_DRIFT_ROUND_S, lambda: lead(drift.run_once))),
         tasks.start("webhook-sender", _every(0.0, send)),

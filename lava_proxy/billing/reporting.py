@@ -116,6 +116,7 @@ class Reporting:
         self._check = _LedgerCheck(ledger, settings.ledger_check_ms / 1000) if settings.ledger_check_ms else None
         self._starts = RowStarts()
         self._grants: dict[tuple[str, str, str], Grant] = {}
+        self._of_connection: dict[str, set[tuple[str, str, str]]] = {}  # which of them are a connection's
         self._positions: dict[tuple[str, str], int] = {}  # where tier counters stood lately: a guess that the script checks
         self._versions: dict[int, MeterVersion | None] = {}
         self._generation = 0
@@ -124,6 +125,13 @@ class Reporting:
         """The catalogue has changed: ask again."""
         self._generation += 1
         self._grants.clear()
+        self._of_connection.clear()
+
+    def forget_connection(self, connection_id: str) -> None:
+        """A connection's subscription has changed: ask for what it means again."""
+        self._generation += 1
+        for names in self._of_connection.pop(connection_id, ()):
+            self._grants.pop(names, None)
 
     async def report(self, merchant_id: str, values: Sequence[object]) -> list[Answer | LavaError]:
         """Debit each report (a decoded JSON body, or the LavaError of one that is not JSON) once; an answer each, in order.
@@ -199,7 +207,9 @@ class Reporting:
         if generation == self._generation:
             if len(self._grants) >= _CACHE_MAX:
                 self._grants.clear()
+                self._of_connection.clear()
             self._grants[merchant_id, customer_ref, meter_ref] = grant
+            self._of_connection.setdefault(grant.connection_id or "", set()).add((merchant_id, customer_ref, meter_ref))
         return grant
 
     async def _look_up(self, merchant_id: str, customer_ref: str, meter_ref: str) -> Grant | LavaError:
@@ -207,6 +217,9 @@ class Reporting:
         try:
             connection = await self._catalog.connection(merchant_id, customer_ref)
             meter = await self._catalog.meter(merchant_id, meter_ref)
+            standing = None
+            if connection is not None and meter is not None:
+                standing = await self._catalog.plan_standing(connection.connection_id, meter.meter_id)
         except StoreError as error:
             return error
         if connection is None:
@@ -226,6 +239,8 @@ class Reporting:
             wallet_id=connection.wallet_id,
             connection_id=connection.connection_id,
             meter=meter.version,
+            plan_linked=standing is not None and standing.is_linked,
+            cycle_id=None if standing is None else standing.cycle_id,
         )
 
     def _item(self, merchant_id: str, said: ReportBody, grant: Grant) -> _Item:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, cast, get_args
 
 from lava_proxy.domain.calendar import Interval, Period
 from lava_proxy.domain.errors import CallerError
-from lava_proxy.domain.money import NANOS_PER_USD, format_usd, parse_usd, round_half_even
+from lava_proxy.domain.money import NANOS_PER_CENT, NANOS_PER_USD, format_usd, parse_usd, round_half_even
 
 Rollover = Literal["full", "none"]
 LotClass = Literal["cycle", "bundle"]
 OveragePolicy = Literal["charge", "auto_top_up", "block"]
 SubscriptionStatus = Literal["active", "past_due", "cancelled"]
 
-NANOS_PER_CENT = NANOS_PER_USD // 100
+CARD_CENTS_MIN = 50  # a card is charged nothing or at least this (docs.stripe.com/currencies#minimum-and-maximum-charge-amounts)
 PLAN_AMOUNT_NANOS_MAX = 10_000 * NANOS_PER_USD  # a cycle; the contract's bound
 _OVERAGE_NANOS_MAX = 100_000 * NANOS_PER_USD
 
@@ -174,7 +174,12 @@ class Subscription:
     @property
     def cycle_id(self) -> str:
         """Names the cycle in tier counters: unique for the connection, for ever."""
-        return f"{self.subscription_id}.{self.cycle.start:%Y%m%dT%H%M%S}"
+        return cycle_name(self.subscription_id, self.cycle.start)
+
+
+def cycle_name(subscription_id: str, start: datetime) -> str:
+    """What a subscription's cycle is called in tier counters."""
+    return f"{subscription_id}.{start.astimezone(UTC):%Y%m%dT%H%M%S}"
 
 
 ChangeKind = Literal["start", "upgrade", "downgrade", "resume", "none"]
@@ -185,27 +190,46 @@ _CYCLES_PER_YEAR: dict[str, int] = {"day": 365, "week": 52, "month": 12, "year":
 class Change:
     """What moving to a plan means.
 
-    start and upgrade happen now, with a new cycle; a downgrade waits for the cycle's end; resume takes a pending change back; none:
-    the customer is on this plan already. `leftover_nanos`: what the unused time of the old price is worth beyond the new price; it
-    goes to the customer's funds.
+    start and upgrade happen now, with a new cycle; a downgrade waits for the cycle's end; resume takes a pending change back;
+    none: the customer is on this plan already. `grant_nanos` is the credit of the cycle that begins now. `leftover_nanos`: what a
+    card has to be charged beyond the price because it cannot be charged less; it goes to the customer's funds.
     """
 
     kind: ChangeKind
     amount_cents: int = 0
+    grant_nanos: int = 0
     leftover_nanos: int = 0
+
+    @property
+    def happens_now(self) -> bool:
+        return self.kind in ("start", "upgrade")
 
 
 def change_to(plan: Terms, current: Subscription | None, at: datetime) -> Change:
-    """What a change to a plan at a moment means and costs."""
+    """What a change to a plan at a moment means and costs.
+
+    Dearer over a year and not cheaper a cycle is an upgrade: a new cycle begins now at the new price, less the old price for the
+    time of the old cycle that is left, by the microsecond. Its credit is the new plan's less the old plan's in the same proportion,
+    and what the customer still has of the old cycle stays: nobody gets more credit than was paid for, and nothing that was paid for
+    is lost. Anything else between paid plans is a downgrade: no money goes back, so it waits for the end of what was paid.
+    """
     if current is None or (current.terms.is_free and not plan.is_free):
-        return Change(kind="start", amount_cents=plan.period_amount_nanos // NANOS_PER_CENT)
+        return Change(kind="start", amount_cents=plan.period_amount_nanos // NANOS_PER_CENT, grant_nanos=plan.included_credit_nanos)
     old = current.terms
     if plan.plan_id == old.plan_id:
         return Change(kind="none" if current.pending is None else "resume")
-    if _yearly(plan) <= _yearly(old) and not old.is_free:
+    is_dearer = _yearly(plan) > _yearly(old) and plan.period_amount_nanos >= old.period_amount_nanos
+    if not is_dearer and not old.is_free:
         return Change(kind="downgrade")
     due = plan.period_amount_nanos - unused_nanos(old.period_amount_nanos, current.cycle, at)
-    return Change(kind="upgrade", amount_cents=round_half_even(max(0, due), NANOS_PER_CENT), leftover_nanos=max(0, -due))
+    cents = round_half_even(due, NANOS_PER_CENT)
+    charged = max(cents, CARD_CENTS_MIN) if cents else 0
+    return Change(
+        kind="upgrade",
+        amount_cents=charged,
+        grant_nanos=max(0, plan.included_credit_nanos - unused_nanos(old.included_credit_nanos, current.cycle, at)),
+        leftover_nanos=(charged - cents) * NANOS_PER_CENT,
+    )
 
 
 def _yearly(terms: Terms) -> int:
@@ -222,5 +246,5 @@ def unused_nanos(amount_nanos: int, cycle: Period, at: datetime) -> int:
     return round_half_even(amount_nanos * _microseconds(left), _microseconds(whole))
 
 
-def _microseconds(delta: Any) -> int:
-    return int((delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds)
+def _microseconds(delta: timedelta) -> int:
+    return delta // timedelta(microseconds=1)

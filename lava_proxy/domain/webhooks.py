@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 Vocabulary = Literal["customer", "connection"]
 WebhookStatus = Literal["active", "disabled"]
@@ -17,9 +17,21 @@ DeliveryState = Literal["pending", "delivered", "failed"]
 CUSTOMER_CREATED = "customer.created"
 BALANCE_UPDATED = "customer.wallet.balance.updated"
 CUSTOMER_DELETED = "customer.deleted"
+SUBSCRIPTION_CREATED: Final = "subscription.created"
+SUBSCRIPTION_RENEWED: Final = "subscription.renewed"
+SUBSCRIPTION_CHANGED: Final = "subscription.changed"
+SUBSCRIPTION_CANCELLED: Final = "subscription.cancelled"
 TEST_EVENT = "webhook.test"
 
-EVENT_TYPES: tuple[str, ...] = (CUSTOMER_CREATED, BALANCE_UPDATED, CUSTOMER_DELETED)
+EVENT_TYPES: tuple[str, ...] = (
+    CUSTOMER_CREATED,
+    BALANCE_UPDATED,
+    CUSTOMER_DELETED,
+    SUBSCRIPTION_CREATED,
+    SUBSCRIPTION_RENEWED,
+    SUBSCRIPTION_CHANGED,
+    SUBSCRIPTION_CANCELLED,
+)
 """What an endpoint can select, by the newest names; whoever emits a new type adds it here."""
 
 TRY_WINDOW = timedelta(days=3)

@@ -39,10 +39,12 @@ class Grants:
         self._max = cache.grants_max
         self._unknown_s = cache.unknown_s
         self._known: OrderedDict[bytes, Payer] = OrderedDict()
+        self._of_connection: dict[str, set[bytes]] = {}  # which of the known are a connection's
         # Facts, not the exception: raised again and again it would gather the frames, and so the bodies, of all its callers.
         self._refused: dict[bytes, tuple[float, type[CallerError], str, str, int]] = {}
         self._asking: dict[bytes, asyncio.Future[Payer]] = {}
         self._generation = 0
+        self._forgotten = 0  # how often anything was: an answer that was on its way meanwhile is not kept
         self._loop = asyncio.get_running_loop()
 
     @property
@@ -56,8 +58,16 @@ class Grants:
     def forget(self) -> None:
         """The catalogue has changed (or its messages may have been missed): ask again."""
         self._generation += 1
+        self._forgotten += 1
         self._known.clear()
+        self._of_connection.clear()
         self._refused.clear()
+
+    def forget_connection(self, connection_id: str) -> None:
+        """A connection's subscription has changed: ask for its grants again."""
+        self._forgotten += 1
+        for credential in self._of_connection.pop(connection_id, ()):
+            self._known.pop(credential, None)
 
     def check(self, rules: KeyRules, raw_target: bytes, provider: Provider, call: Call) -> None:
         """Raises CallerError (400, 403) where a spend key does not let its holder make this call now."""
@@ -89,11 +99,11 @@ class Grants:
         return await asyncio.shield(asking)
 
     async def _ask(self, credential: bytes, answer: asyncio.Future[Payer]) -> None:
-        generation = self._generation
+        forgotten = self._forgotten
         try:
             payer = await self._bounded(parse_credential(credential))
         except BaseException as error:
-            if isinstance(error, CallerError) and generation == self._generation:
+            if isinstance(error, CallerError) and forgotten == self._forgotten:
                 if len(self._refused) >= self._max:
                     self._refused.clear()
                 self._refused[credential] = (
@@ -104,11 +114,21 @@ class Grants:
             return
         finally:
             self._asking.pop(credential, None)
-        if generation == self._generation:
+        if forgotten == self._forgotten:
             while len(self._known) >= self._max:
-                self._known.popitem(last=False)
+                self._drop(*self._known.popitem(last=False))
             self._known[credential] = payer
+            if payer.grant.connection_id is not None:
+                self._of_connection.setdefault(payer.grant.connection_id, set()).add(credential)
         answer.set_result(payer)
+
+    def _drop(self, credential: bytes, payer: Payer) -> None:
+        """What stands beside a known one goes with it."""
+        of_connection = self._of_connection.get(payer.grant.connection_id or "")
+        if of_connection is not None:
+            of_connection.discard(credential)
+            if not of_connection:
+                del self._of_connection[payer.grant.connection_id or ""]
 
     async def _bounded(self, credential: Credential) -> Payer:
         """The look-up, given up after a while: a frozen Postgres answers neither a query nor its cancellation."""
@@ -162,10 +182,15 @@ class Grants:
             raise Forbidden("The token names a customer that this merchant does not have.", code="connection_not_found")
         if connection.status == "disabled":
             raise Forbidden("This customer has been disabled by the merchant.", code="connection_disabled")
+        standing = await self._catalog.plan_standing(
+            connection.connection_id, None if grant.meter is None else grant.meter.meter_id
+        )  # fmt: skip
         return replace(
             grant,
             wallet_id=connection.wallet_id,
             connection_id=connection.connection_id,
+            plan_linked=standing is not None and standing.is_linked,
+            cycle_id=None if standing is None else standing.cycle_id,
             disable_billing=credential.disable_billing,
             scopes=() if connection.limits is None else (Scope(scope_id=connection.connection_id, limits=connection.limits),),
         )

@@ -80,6 +80,10 @@ class Reports:
             raise CallerError(f"The batch has {len(values)} reports; accepted are 1 to {most:,}.", code="batch_size")
         return await self._reporting.report(merchant_id, values)
 
+    def forget_connection(self, connection_id: str) -> None:
+        """A connection's subscription has changed."""
+        self._reporting.forget_connection(connection_id)
+
     async def _admit(self, request: Request, bytes_max: int) -> str:
         """Whose reports these are. Raises LavaError: 401, 403, 413, 503."""
         secret = _secret_key(request.headers)

@@ -172,6 +172,15 @@ class GatewayWorker:
             return
         self._outbox_full = length > self._settings.redis.outbox_entries_max
 
+    def _forget(self, payload: object) -> None:
+        """What changed: a table's name, or a connection's subscription."""
+        kind, _, connection_id = str(payload).partition(":")
+        if kind == "connection" and connection_id:
+            self._grants.forget_connection(connection_id)
+            self._reports.forget_connection(connection_id)
+        else:
+            self._grants.forget()
+
     async def _listen(self) -> None:
         """Drop what is remembered of the catalogue when it changes; keep it while Postgres is away."""
         while True:
@@ -183,7 +192,7 @@ class GatewayWorker:
                 continue
             try:
                 connection.add_termination_listener(lambda *_, lost=lost: lost.set())
-                await connection.add_listener("catalogue", lambda *_: self._grants.forget())
+                await connection.add_listener("catalogue", lambda *heard: self._forget(heard[-1]))
                 self._grants.forget()  # changes made while nobody listened
                 await lost.wait()
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):

@@ -12,10 +12,12 @@ import asyncpg
 from lava_proxy.domain.catalog import MeterVersion, RateType, Tier, TierType, TokenBasis
 from lava_proxy.domain.errors import CallerError, Conflict, NotFound
 from lava_proxy.domain.limits import KeyRules, Limits, limits_document, parse_limits
+from lava_proxy.domain.plans import cycle_name
 from lava_proxy.domain.webhooks import CUSTOMER_CREATED
 from lava_proxy.stores.balance_store import partition_of
 from lava_proxy.stores.database import Database, translated
 from lava_proxy.stores.ids import hash_of, new_id, new_secret
+from lava_proxy.stores.plan_store import add_default_plan, start_on_default_plan
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.vault import Vault
 from lava_proxy.stores.webhook_events import add_event
@@ -47,6 +49,14 @@ class Connection:
     created_at: datetime
     limits: Limits | None = None
     secret: str | None = field(default=None, repr=False)  # only right after creation, or when opened on purpose
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanStanding:
+    """Whose tier counters a connection's calls count in, and whether they may draw on its plan's credit."""
+
+    cycle_id: str
+    is_linked: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +125,11 @@ class CatalogStore(Database):
         self._vault = vault
         self._clock = clock
 
+    @property
+    def clock(self) -> Clock:
+        """Business time, as this store was given it."""
+        return self._clock
+
     async def check_master_key(self) -> None:
         """Raises SealBroken when secrets of this installation were sealed under another master key; the first start sets it."""
         await self._execute(
@@ -132,6 +147,7 @@ class CatalogStore(Database):
         async with self._transaction() as db:
             await db.execute("INSERT INTO wallet VALUES ($1, $2, $3, $4)", wallet_id, merchant_id, partition_of(wallet_id), now)
             await db.execute("INSERT INTO merchant VALUES ($1, $2, $3, $4)", merchant_id, name, wallet_id, now)
+            await add_default_plan(db, merchant_id, now)
         return Merchant(merchant_id=merchant_id, name=name, wallet_id=wallet_id)
 
     async def merchant(self, merchant_id: str) -> Merchant:
@@ -210,6 +226,7 @@ class CatalogStore(Database):
                     connection_id, merchant_id, wallet_id, reference_id, hash_of(secret),
                     self._vault.seal(secret, f"connection:{connection_id}"), contact or {}, metadata, now,
                 )  # fmt: skip
+                await start_on_default_plan(db, merchant_id=merchant_id, connection_id=connection_id, wallet_id=wallet_id, at=now)
                 await add_event(
                     db, merchant_id=merchant_id, event_type=CUSTOMER_CREATED, at=now, connection_id=connection_id,
                     transition=connection_id,
@@ -258,6 +275,18 @@ class CatalogStore(Database):
         )
         if not done.endswith(" 1"):
             raise NotFound(f"No customer {connection_id!r}.")
+
+    async def plan_standing(self, connection_id: str, meter_id: str | None) -> PlanStanding | None:
+        """What a connection's live subscription means for its calls by a meter; None without one."""
+        row = await self._row(
+            """SELECT subscription_id, cycle_start_at,
+              EXISTS (SELECT 1 FROM plan_meter l WHERE l.plan_id = s.plan_id AND l.meter_id = $2) AS is_linked
+            FROM subscription s WHERE connection_id = $1 AND status <> 'cancelled'""",
+            connection_id, meter_id,
+        )  # fmt: skip
+        if row is None:
+            return None
+        return PlanStanding(cycle_id=cycle_name(row["subscription_id"], row["cycle_start_at"]), is_linked=row["is_linked"])
 
     # -- spend keys
 

@@ -12,6 +12,7 @@ import asyncpg
 
 from lava_proxy.domain.errors import Conflict, NotFound, StoreError
 from lava_proxy.stores.catalog_store import Credit
+from lava_proxy.stores.database import translated
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.postgres import Pool
 
@@ -137,8 +138,7 @@ class ChargeStore:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
 
     async def _rows(self, query: str, *args: Any) -> list[dict[str, Any]]:
-        async with self.transaction() as db:
-            return [dict(row) for row in await db.fetch(query, *args)]
+        return [dict(row) for row in await translated(lambda: self._pool.fetch(query, *args))]
 
     async def _row(self, query: str, *args: Any) -> dict[str, Any] | None:
         return next(iter(await self._rows(query, *args)), None)

@@ -51,19 +51,3 @@ class CustomerDirectory(Database):
                 merchant_id, connection_id, status,
             )
         )  # fmt: skip
-
-    async def overage(self, merchant_id: str, connection_id: str) -> Mapping[str, Any] | None:
-        """The customer's own overage policy, as domain/plans.py reads it; None: the plan's, else the merchant's."""
-        row = await self._row(
-            "SELECT overage FROM connection WHERE merchant_id = $1 AND connection_id = $2", merchant_id, connection_id
-        )
-        return None if row is None else row["overage"]
-
-    async def set_overage(self, merchant_id: str, connection_id: str, overage: Mapping[str, Any] | None) -> bool:
-        """Set or lift the customer's own policy. False when there is no such customer."""
-        return bool(
-            await self._changed(
-                "UPDATE connection SET overage = $3 WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
-                merchant_id, connection_id, None if overage is None else dict(overage),
-            )
-        )  # fmt: skip

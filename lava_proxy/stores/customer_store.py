@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 
 from lava_proxy.domain.errors import Conflict
 from lava_proxy.stores.database import Database
+from lava_proxy.stores.plan_store import end_of_deleted
+from lava_proxy.stores.postgres import Pool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +28,10 @@ class CustomerChanges:
 
 class CustomerStore(Database):
     """Writes customers. A change reaches every gateway by the catalogue's notification, within a second."""
+
+    def __init__(self, pool: Pool, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        super().__init__(pool)
+        self._clock = clock
 
     async def change(self, merchant_id: str, connection_id: str, changes: CustomerChanges) -> bool:
         """Change a customer that is not deleted; False when there is none. Raises Conflict `reference_id_taken`."""
@@ -45,9 +52,11 @@ class CustomerStore(Database):
 
     async def delete(self, merchant_id: str, connection_id: str) -> bool:
         """Calls that run end normally, new ones are refused; requests and ledger stay. False when there is none."""
-        done = await self._execute(
-            "UPDATE connection SET status = 'deleted' WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
-            merchant_id,
-            connection_id,
-        )
-        return done.endswith(" 1")
+        async with self._transaction() as db:
+            done = await self._changed(
+                "UPDATE connection SET status = 'deleted' WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
+                merchant_id, connection_id, db=db,
+            )  # fmt: skip
+            if done:
+                await end_of_deleted(db, connection_id, self._clock())
+        return done > 0

@@ -14,6 +14,7 @@ from lava_proxy.stores.customer_store import CustomerStore
 from lava_proxy.stores.idempotent_answers import IdempotentAnswers
 from lava_proxy.stores.login_codes import LoginCodes
 from lava_proxy.stores.meter_store import MeterStore
+from lava_proxy.stores.plan_store import PlanStore
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.secret_key_store import SecretKeyStore
 from lava_proxy.stores.vault import Vault
@@ -29,6 +30,7 @@ class MerchantStores:
     login_codes: LoginCodes
     call_counts: CallCounts
     idempotent_answers: IdempotentAnswers
+    plans: PlanStore
 
 
 def open_merchant_stores(
@@ -36,10 +38,11 @@ def open_merchant_stores(
 ) -> MerchantStores:
     """Over a pool and a client that the caller closes; `clock` is business time."""
     return MerchantStores(
-        CustomerStore(pool),
+        CustomerStore(pool, clock),
         MeterStore(pool, catalog, clock),
         SecretKeyStore(pool, clock),
         LoginCodes(redis),
         CallCounts(redis),
         IdempotentAnswers(pool, vault, clock),
+        PlanStore(pool, clock),
     )

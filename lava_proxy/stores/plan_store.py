@@ -2,22 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 import asyncpg
 
-from lava_proxy.domain.calendar import Period
-from lava_proxy.domain.errors import CallerError, Conflict
+from lava_proxy.domain.calendar import Period, period
+from lava_proxy.domain.errors import CallerError, Conflict, NotFound
 from lava_proxy.domain.plans import Bundle, Overage, Plan, Subscription, Terms, overage_document, parse_overage, parse_terms
-from lava_proxy.stores.database import Database
+from lava_proxy.stores.database import Database, translated
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.postgres import Pool
 
 _PLAN = "SELECT * FROM plan"
+_UPDATE_SUBSCRIPTION = """UPDATE subscription SET plan_id = $2, terms = $3, status = $4, auto_top_up_bundle_id = $5, anchor_at = $6,
+  cycle_index = $7, cycle_start_at = $8, cycle_end_at = $9, due_at = $10, pending = $11, cancelled_at = $12, time_zone = $13,
+  started_at = $14 WHERE subscription_id = $1"""
 _SUBSCRIPTION = "SELECT s.*, c.contact FROM subscription s JOIN connection c USING (connection_id)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a plan is sold as today."""
+
+    terms: Terms
+    auto_top_up_bundle_id: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeriodStart:
+    """A cycle that begins: of the subscription as it is with it; what was paid for it and by which charge, what it grants."""
+
+    subscription: Subscription
+    amount_nanos: int
+    granted_nanos: int
+    charge_id: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +90,7 @@ class PlanStore(Database):
             rollover_type, bundle_rollover_type, overage, is_default, created_at)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)""",
             plan_id, merchant_id, terms.name, terms.period_amount_nanos, terms.included_credit_nanos, terms.billing_interval,
-            terms.rollover_type, terms.bundle_rollover_type, None if overage is None else overage_document(overage), is_default,
+            terms.rollover_type, terms.bundle_rollover_type, _document(overage), is_default,
             now, db=db,
         )  # fmt: skip
         await self._link_meters(db, merchant_id, plan_id, meter_ids)
@@ -96,7 +117,7 @@ class PlanStore(Database):
                 """UPDATE plan SET name = $3, rollover_type = $4, bundle_rollover_type = $5, included_credit_nanos = $6,
                 overage = $7, default_auto_top_up_bundle_id = $8 WHERE merchant_id = $1 AND plan_id = $2""",
                 plan.merchant_id, plan.plan_id, terms.name, terms.rollover_type, terms.bundle_rollover_type,
-                terms.included_credit_nanos, None if plan.overage is None else overage_document(plan.overage),
+                terms.included_credit_nanos, _document(plan.overage),
                 plan.default_auto_top_up_bundle_id, db=db,
             )  # fmt: skip
             if meter_ids is not None:
@@ -104,6 +125,12 @@ class PlanStore(Database):
                 await self._link_meters(db, plan.merchant_id, plan.plan_id, meter_ids)
             for bundle in bundles or ():
                 await self._put_bundle(db, plan.plan_id, bundle)
+            await self._execute(
+                """UPDATE subscription s SET auto_top_up_bundle_id = NULL FROM credit_bundle b
+                WHERE b.plan_id = $1 AND s.plan_id = $1 AND b.deleted_at IS NOT NULL
+                AND s.auto_top_up_bundle_id = b.credit_bundle_id""",
+                plan.plan_id, db=db,
+            )  # fmt: skip
             found = await self.plan(plan.merchant_id, plan.plan_id, db=db)
             assert found is not None
             automatic = found.default_auto_top_up_bundle_id
@@ -160,13 +187,48 @@ class PlanStore(Database):
         )  # fmt: skip
         return [_bundle(row) for row in rows]
 
-    async def bundle(self, merchant_id: str, credit_bundle_id: str) -> Bundle | None:
+    async def bundle(self, merchant_id: str, credit_bundle_id: str, *, db: Any = None) -> Bundle | None:
         row = await self._row(
             "SELECT b.* FROM credit_bundle b JOIN plan p USING (plan_id)"
             " WHERE p.merchant_id = $1 AND credit_bundle_id = $2 AND b.deleted_at IS NULL",
-            merchant_id, credit_bundle_id,
+            merchant_id, credit_bundle_id, db=db,
         )  # fmt: skip
         return None if row is None else _bundle(row)
+
+    async def offers(self, db: Any, plan_ids: Iterable[str]) -> dict[str, Offer]:
+        """Plan id -> what it is sold as, archived plans too."""
+        rows = await self._rows(f"{_PLAN} WHERE plan_id = ANY($1::text[])", list(plan_ids), db=db)
+        return {
+            row["plan_id"]: Offer(terms=_terms(row), auto_top_up_bundle_id=row["default_auto_top_up_bundle_id"]) for row in rows
+        }
+
+    # -- overage policies
+
+    async def set_merchant_overage(self, merchant_id: str, overage: Overage | None) -> None:
+        """What holds where neither customer nor plan says otherwise. Raises NotFound for an unknown merchant."""
+        if not await self._changed("UPDATE merchant SET overage = $2 WHERE merchant_id = $1", merchant_id, _document(overage)):
+            raise NotFound(f"No merchant {merchant_id!r}.")
+
+    async def merchant_overage(self, merchant_id: str) -> Overage | None:
+        row = await self._row("SELECT overage FROM merchant WHERE merchant_id = $1", merchant_id)
+        return None if row is None else _overage(row["overage"])
+
+    async def set_connection_overage(self, merchant_id: str, connection_id: str, overage: Overage | None) -> None:
+        """A customer's own policy; None: as its plan says. Raises NotFound for an unknown customer."""
+        done = await self._changed(
+            "UPDATE connection SET overage = $3 WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
+            merchant_id, connection_id, _document(overage),
+        )  # fmt: skip
+        if not done:
+            raise NotFound(f"No customer {connection_id!r}.")
+
+    async def connection_overages(self, connection_ids: Sequence[str]) -> dict[str, Overage]:
+        """Connection id -> its own policy, of those that have one."""
+        rows = await self._rows(
+            "SELECT connection_id, overage FROM connection WHERE connection_id = ANY($1::text[]) AND overage IS NOT NULL",
+            list(connection_ids),
+        )
+        return {row["connection_id"]: parse_overage(row["overage"]) for row in rows}
 
     async def _link_meters(self, db: Any, merchant_id: str, plan_id: str, meter_ids: Sequence[str]) -> None:
         wanted = list(dict.fromkeys(meter_ids))
@@ -215,7 +277,7 @@ class PlanStore(Database):
                 plan_id=row["plan_id"],
                 merchant_id=row["merchant_id"],
                 terms=_terms(row),
-                overage=None if row["overage"] is None else parse_overage(row["overage"]),
+                overage=_overage(row["overage"]),
                 default_auto_top_up_bundle_id=row["default_auto_top_up_bundle_id"],
                 is_default=row["is_default"],
                 created_at=row["created_at"],
@@ -276,28 +338,56 @@ class PlanStore(Database):
         except asyncpg.UniqueViolationError as error:
             raise Conflict("This customer has a subscription already.", code="already_subscribed") from error
 
-    async def update_subscription(self, db: Any, subscription: Subscription) -> None:
-        """Store what can change of a subscription."""
-        s = subscription
-        await self._execute(
-            """UPDATE subscription SET plan_id = $2, terms = $3, status = $4, auto_top_up_bundle_id = $5, anchor_at = $6,
-            cycle_index = $7, cycle_start_at = $8, cycle_end_at = $9, due_at = $10, pending = $11,
-            cancelled_at = $12 WHERE subscription_id = $1""",
-            s.subscription_id, s.terms.plan_id, s.terms.document(), s.status, s.auto_top_up_bundle_id, s.anchor_at, s.cycle.index,
-            s.cycle.start, s.cycle.end, s.due_at, s.pending, s.cancelled_at, db=db,
-        )  # fmt: skip
+    async def update_subscriptions(self, db: Any, subscriptions: Sequence[Subscription]) -> None:
+        """Store what can change of subscriptions."""
+        rows = [
+            (s.subscription_id, s.terms.plan_id, s.terms.document(), s.status, s.auto_top_up_bundle_id, s.anchor_at, s.cycle.index,
+             s.cycle.start, s.cycle.end, s.due_at, s.pending, s.cancelled_at, s.time_zone, s.started_at)
+            for s in subscriptions
+        ]  # fmt: skip
+        if rows:
+            await translated(lambda: db.executemany(_UPDATE_SUBSCRIPTION, rows))
 
-    async def begin_period(
-        self, db: Any, subscription: Subscription, *, amount_nanos: int, granted_nanos: int, charge_id: str
-    ) -> bool:
-        """Note that the subscription's cycle has begun; False when that was noted before: then it must not be begun again."""
-        s = subscription
-        return bool(
-            await self._changed(
-                "INSERT INTO subscription_period VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
-                s.subscription_id, s.anchor_at, s.cycle.index, s.cycle.start, s.cycle.end, s.terms.plan_id, amount_nanos,
-                granted_nanos, charge_id, self._clock(), db=db,
-            )
+    async def postpone(self, db: Any, looks: Sequence[tuple[str, datetime]]) -> None:
+        """When the renewals look at these subscriptions next."""
+        if looks:
+            await translated(lambda: db.executemany("UPDATE subscription SET due_at = $2 WHERE subscription_id = $1", looks))
+
+    async def begin_periods(self, db: Any, starts: Sequence[PeriodStart]) -> set[str]:
+        """Note that cycles have begun, one a subscription; the ids of those for which that was not noted before."""
+        columns = zip(
+            *(
+                (s.subscription_id, s.anchor_at, s.cycle.index, s.cycle.start, s.cycle.end, s.terms.plan_id, start.amount_nanos,
+                 start.granted_nanos, start.charge_id)
+                for start in starts
+                for s in (start.subscription,)
+            ),
+            strict=True,
+        )  # fmt: skip
+        rows = await self._rows(
+            """INSERT INTO subscription_period SELECT *, $10 FROM unnest($1::text[], $2::timestamptz[], $3::int[],
+            $4::timestamptz[], $5::timestamptz[], $6::text[], $7::bigint[], $8::bigint[], $9::text[])
+            ON CONFLICT DO NOTHING RETURNING subscription_id""",
+            *columns, self._clock(), db=db,
+        )  # fmt: skip
+        return {row["subscription_id"] for row in rows}
+
+    async def lock_connection(self, db: Any, connection_id: str) -> bool:
+        """Let nobody else start a subscription of a customer until the transaction ends; False when it was deleted."""
+        row = await self._row("SELECT status FROM connection WHERE connection_id = $1 FOR NO KEY UPDATE", connection_id, db=db)
+        return row is not None and row["status"] != "deleted"
+
+    async def stop_renewal_charges(self, db: Any, wallet_id: str) -> None:
+        """Renewals that were declined are called off. One that is being tried now goes on; what it takes becomes funds."""
+        await self._execute(
+            """WITH stopped AS (
+              UPDATE charge SET state = 'canceled', next_try_at = NULL, updated_at = $2
+              WHERE charge_id IN (SELECT charge_id FROM charge WHERE wallet_id = $1 AND state = 'declined'
+                AND purpose = 'subscription_renewal' FOR UPDATE SKIP LOCKED) RETURNING charge_id)
+            INSERT INTO charge_transition SELECT charge_id,
+              (SELECT count(*) FROM charge_transition t WHERE t.charge_id = s.charge_id) + 1, 'declined', 'canceled', $2
+            FROM stopped s""",
+            wallet_id, self._clock(), db=db,
         )  # fmt: skip
 
     async def due(self, db: Any, at: datetime, limit: int) -> list[Subscription]:
@@ -308,6 +398,53 @@ class PlanStore(Database):
             at, limit, db=db,
         )  # fmt: skip
         return [_subscription(row) for row in rows]
+
+
+async def add_default_plan(db: Any, merchant_id: str, at: datetime) -> None:
+    """The plan that costs nothing, on which a new merchant's customers start."""
+    await db.execute(
+        """INSERT INTO plan (plan_id, merchant_id, name, period_amount_nanos, included_credit_nanos, billing_interval,
+        rollover_type, bundle_rollover_type, is_default, created_at)
+        VALUES ($1, $2, 'Free', 0, 0, 'month', 'none', 'full', true, $3)""",
+        new_id("sc"), merchant_id, at,
+    )  # fmt: skip
+
+
+async def start_on_default_plan(db: Any, *, merchant_id: str, connection_id: str, wallet_id: str, at: datetime) -> None:
+    """Put a new customer on its merchant's default plan, in the transaction that makes the customer."""
+    row = await db.fetchrow(f"{_PLAN} WHERE merchant_id = $1 AND is_default", merchant_id)
+    if row is None:  # a merchant that is being made, or is none
+        return
+    terms, at = _terms(dict(row)), at.astimezone(UTC).replace(microsecond=0)
+    cycle, subscription_id = period(at, terms.billing_interval, 0), new_id("sub")
+    await db.execute(
+        """INSERT INTO subscription (subscription_id, merchant_id, connection_id, wallet_id, plan_id, terms, status,
+        auto_top_up_bundle_id, time_zone, anchor_at, cycle_index, cycle_start_at, cycle_end_at, due_at, started_at)
+        VALUES ($1, $2, $3, $4, $5, $6, 'active', $7, 'UTC', $8, 0, $8, $9, $9, $8)""",
+        subscription_id, merchant_id, connection_id, wallet_id, terms.plan_id, terms.document(),
+        row["default_auto_top_up_bundle_id"], cycle.start, cycle.end,
+    )  # fmt: skip
+    await db.execute(
+        "INSERT INTO subscription_period VALUES ($1, $2, 0, $2, $3, $4, 0, 0, '', $2)",
+        subscription_id, cycle.start, cycle.end, terms.plan_id,
+    )  # fmt: skip
+
+
+async def end_of_deleted(db: Any, connection_id: str, at: datetime) -> None:
+    """End the subscription of a customer that is deleted, in that transaction: it is neither renewed nor charged again."""
+    await db.execute(
+        """UPDATE subscription SET status = 'cancelled', pending = NULL, cancelled_at = $2
+        WHERE connection_id = $1 AND status <> 'cancelled'""",
+        connection_id, at,
+    )  # fmt: skip
+
+
+def _document(overage: Overage | None) -> dict[str, str] | None:
+    return None if overage is None else overage_document(overage)
+
+
+def _overage(document: dict[str, Any] | None) -> Overage | None:
+    return None if document is None else parse_overage(document)
 
 
 def _terms(row: dict[str, Any]) -> Terms:

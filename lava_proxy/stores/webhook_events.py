@@ -26,6 +26,8 @@ _LISTENERS = """SELECT webhook_id, merchant_id FROM webhook WHERE merchant_id = 
 # The facts travel as JSON text, so that the numbers in a merchant's metadata keep their digits.
 _FACTS = """jsonb_build_object('connection_id', c.connection_id, 'reference_id', c.reference_id, 'status', c.status,
   'contact', c.contact, 'metadata', c.metadata,
+  'subscription', (SELECT jsonb_build_object('subscription_id', s.subscription_id, 'plan_id', s.plan_id, 'name', s.terms->>'name',
+    'status', 'active') FROM subscription s WHERE s.connection_id = c.connection_id AND s.status <> 'cancelled'),
   'created_at', to_char(c.created_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"'))::text AS facts"""
 
 

@@ -18,7 +18,7 @@ from tests.integration.api_world import USD, Shop, Stores, dependencies, open_sh
 Client = TestClient[Any, Any]
 KEYS = {
     "customer_id", "reference_id", "status", "contact", "subscription", "metadata", "balance", "balance_available",
-    "balance_held", "pots", "created_at",
+    "balance_held", "pots", "created_at", "overage",
 }  # fmt: skip
 
 
@@ -60,7 +60,8 @@ async def test_a_new_customer_can_be_funded_and_read_at_once(client: Client, sto
     assert created["contact"] == {
         "phone": "+14155550123", "email": "ada@example.com", "first_name": "Ada King", "last_name": "Lovelace",
     }  # fmt: skip
-    assert (created["balance"], created["subscription"], created["reference_id"]) == ("0.0000000000", None, "u-1")
+    assert (created["balance"], created["overage"], created["reference_id"]) == ("0.0000000000", None, "u-1")
+    assert (created["subscription"]["name"], created["subscription"]["status"]) == ("Free", "active")
     assert created["metadata"] == {"seats": 3, "rate": 0.125, "tags": ["a"]}
     wallet = await stores.catalog.connection(shop.merchant.merchant_id, "u-1")
     assert wallet is not None
@@ -138,7 +139,8 @@ async def test_a_deleted_customer_is_gone_its_requests_stay_and_its_reference_id
     shop = await open_shop(stores, f"deleted {path}")
     request_id = await sell(stores, shop)
     one = f"/v1/{path}/{shop.customer.connection_id}"
-    assert await send(client, shop, "GET", one + "/subscription") == (200, {"subscription": None})
+    status, found = await send(client, shop, "GET", one + "/subscription")
+    assert (status, found["subscription"]["plan"]["name"]) == (200, "Free")
     assert await send(client, shop, "DELETE", one) == (200, {"success": True})
     for method, target in (("GET", one), ("DELETE", one), ("GET", one + "/subscription")):
         assert (await send(client, shop, method, target))[0] == 404

@@ -342,7 +342,7 @@ async def test_a_customer_has_a_live_balance_by_pot(client: Client, stores: Stor
         assert found["pots"]["plan"] == {"available": "0.0000000000", "held": "0.0000000000"}
         assert found["contact"] == {"phone": None, "email": "buyer@live.example", "first_name": None, "last_name": None}
         assert found["customer_id"] == shop.customer.connection_id and found["reference_id"] == "customer of live"
-        assert found["metadata"] == {"team": "red"} and found["subscription"] is None
+        assert found["metadata"] == {"team": "red"} and found["subscription"]["name"] == "Free"
 
 
 async def test_lists_of_customers_and_connections_page_and_show_no_secret(client: Client, stores: Stores) -> None:
@@ -368,7 +368,8 @@ async def test_a_connection_has_both_older_vocabularies_and_its_secret_only_alon
     assert found["has_lava_credit_balance"] is True
     assert found["wallet"]["balance"] == "24.6400000000" and found["wallet"]["autopay_enabled"] is False
     assert found["wallet"]["email"] == found["customer"]["email"] == "buyer@acme.example"
-    assert (found["previous_usage_reset"], found["next_usage_reset"]) == ("2026-12-01T00:00:00Z", "2027-01-01T00:00:00Z")
+    cycle = (await fetch(client, f"/v1/connections/{acme.customer.connection_id}/subscription", acme))["subscription"]
+    assert (found["previous_usage_reset"], found["next_usage_reset"]) == (cycle["cycle_start_at"], cycle["cycle_end_at"])
     (listed,) = (await fetch(client, "/v1/connections", acme, reference_id="customer of acme"))["data"]
     assert listed["connection_id"] == acme.customer.connection_id and "connection_secret" not in listed
     assert (await fetch(client, "/v1/connections", acme, reference_id=acme.customer.connection_id))["data"] == []
@@ -433,9 +434,8 @@ async def test_the_wallet_shows_the_merchants_own_money(client: Client, stores: 
 
 async def test_what_is_not_built_yet_says_so(client: Client, acme: Shop) -> None:
     for method, path in (
-        ("GET", "/v1/plans"),
         ("POST", "/v1/checkout_sessions"),
-        ("PATCH", "/v1/plans/sc_1"),
+        ("GET", "/v1/flex/customers"),
         ("POST", "/v1/wallet/fund"),
     ):
         status, error = await refused(client, path, acme, method)

@@ -133,3 +133,11 @@ def test_the_meters_benchmark_reads_every_stream_it_measures() -> None:
     target = report["targets"]["us_per_plain_chunk"]
     assert report["met"] is target["met"] is (target["value"] <= target["at_most"])
     assert all(190 <= len(chunk) <= 230 for make in meter.STREAMS.values() for chunk in make(20).chunks[5:15])
+
+
+def test_the_renewals_benchmark_renews_and_counts_what_it_renewed() -> None:
+    command = [sys.executable, "-m", "benchmarks.renewals", "--subscriptions", "60", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if report["met"] else 1), done.stderr
+    assert report["subscriptions"] == 60 and 0 < report["seconds_1_workers"] and 0 < report["seconds_2_workers"]

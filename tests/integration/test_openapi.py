@@ -12,8 +12,10 @@ from openapi_spec_validator import validate
 
 from lava_proxy.api.application import build_application
 from lava_proxy.domain.limits import KeyRules, Limits
+from lava_proxy.domain.plans import Terms
+from lava_proxy.stores.plan_store import BundleDraft, PlanStore
 from tests.engines import RunningEngines
-from tests.integration.api_world import Shop, Stores, dependencies, open_shop, opened_stores, sell, served
+from tests.integration.api_world import CLOCK, USD, Shop, Stores, dependencies, open_shop, opened_stores, sell, served
 
 Client = TestClient[Any, Any]
 NONE = ["none_such"]
@@ -111,7 +113,18 @@ async def things(stores: Stores, shop: Shop) -> dict[str, list[str]]:
     spend_key = await stores.catalog.create_spend_key(merchant_id, name="k", rules=KeyRules(), limits=Limits())
     (secret_key,) = await stores.catalog.secret_keys(merchant_id)
     assert customer.secret is not None and meter.secret is not None
+    plans = PlanStore(stores.pool, lambda: CLOCK)
+    terms = Terms(
+        plan_id="", name="p", period_amount_nanos=USD, included_credit_nanos=USD, billing_interval="month"
+    )  # fmt: skip
+    bundle = BundleDraft(name="b", cost_nanos=USD, credit_nanos=USD)
+    plan = await plans.create_plan(merchant_id, terms, overage=None, meter_ids=[], bundles=[bundle])
+    subscription = await plans.live_subscription(customer.connection_id)
+    assert subscription is not None
     return {
+        "plan": [plan.plan_id],
+        "bundle": [plan.bundles[0].credit_bundle_id],
+        "subscription": [subscription.subscription_id],
         "customer": [customer.connection_id, customer.secret],
         "connection": [customer.connection_id, customer.secret],
         "meter": [meter.meter_id, meter.secret],

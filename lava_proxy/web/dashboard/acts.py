@@ -8,19 +8,19 @@ from typing import Any
 
 from aiohttp import web
 
-from lava_proxy.domain.plans import BLOCK, Overage, parse_overage
+from lava_proxy.domain.plans import BLOCK, Overage
 from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.ids import created_ms
-from lava_proxy.stores.merchant_settings import MerchantSettings
+from lava_proxy.stores.plan_store import PlanStore
 from lava_proxy.web.dashboard.frame import session_of
 
 
 class Acts:
     """Shared by the pages of what a merchant sells."""
 
-    def __init__(self, audit_log: AuditLog, settings: MerchantSettings, clock: Callable[[], datetime]) -> None:
+    def __init__(self, audit_log: AuditLog, plans: PlanStore, clock: Callable[[], datetime]) -> None:
         self._audit_log = audit_log
-        self._settings = settings
+        self._plans = plans
         self.now = clock
 
     async def note(
@@ -40,8 +40,7 @@ class Acts:
 
     async def default_overage(self, merchant_id: str) -> Overage:
         """What happens when a customer's credit is used up and nothing else was said."""
-        document = await self._settings.overage(merchant_id)
-        return BLOCK if document is None else parse_overage(document)
+        return await self._plans.merchant_overage(merchant_id) or BLOCK
 
 
 def is_id(text: str, prefix: str) -> bool:

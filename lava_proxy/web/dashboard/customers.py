@@ -16,7 +16,7 @@ from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.errors import CallerError, Conflict, LavaError, NotFound
 from lava_proxy.domain.limits import Limits, limits_document
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX
-from lava_proxy.domain.plans import Overage, Subscription, overage_document, parse_overage
+from lava_proxy.domain.plans import Overage, Subscription, overage_document
 from lava_proxy.domain.usage_window import Moment, window_of
 from lava_proxy.stores.balance_store import BUNDLE_PRIORITY
 from lava_proxy.stores.catalog_store import CatalogStore, Connection
@@ -243,12 +243,13 @@ class Customers:
         overage = read_overage(form, may_inherit=True)
         if not form.is_good:
             return await self._page(request, customer, overage=form)
-        before = await self._directory.overage(customer.merchant_id, customer.connection_id)
-        after = None if overage is None else overage_document(overage)
-        await self._directory.set_overage(customer.merchant_id, customer.connection_id, after)
+        before = await self._own_overage(customer)
+        await self._plans.set_connection_overage(customer.merchant_id, customer.connection_id, overage)
         await self._acts.note(
-            request, "customer.overage", customer.connection_id, before={"overage": before}, after={"overage": after}
-        )
+            request, "customer.overage", customer.connection_id,
+            before=None if before is None else overage_document(before),
+            after=None if overage is None else overage_document(overage),
+        )  # fmt: skip
         return self._back(request, customer, "The overage policy has been changed.")
 
     async def adjust(self, request: web.Request) -> web.StreamResponse:
@@ -345,8 +346,7 @@ class Customers:
     ) -> web.Response:
         """The customer's page; a form that was refused stands in its place with what was typed."""
         state = (await self._states([customer.wallet_id])).get(customer.wallet_id)
-        stored = await self._directory.overage(customer.merchant_id, customer.connection_id)
-        own = None if stored is None else parse_overage(stored)
+        own = await self._own_overage(customer)
         subscription = await self._plans.live_subscription(customer.connection_id)
         lines, more = await self._lines(customer.wallet_id, None)
         chart, used = await self._used(customer)
@@ -386,6 +386,9 @@ class Customers:
             return await self._outbox.wallet_states(wallet_ids) if wallet_ids else {}
         except LavaError:
             return {}
+
+    async def _own_overage(self, customer: Connection) -> Overage | None:
+        return (await self._plans.connection_overages([customer.connection_id])).get(customer.connection_id)
 
     async def _effective(self, customer: Connection, own: Overage | None, subscription: Subscription | None) -> tuple[str, str]:
         """(policy, where it comes from) that holds for the customer now."""

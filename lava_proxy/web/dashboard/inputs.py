@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast, get_args
 
 from lava_proxy.domain.limits import COUNT_MAX, Cycle, Limits
-from lava_proxy.domain.money import AMOUNT_NANOS_MAX, NANOS_PER_USD, format_usd
-from lava_proxy.domain.plans import BLOCK, NANOS_PER_CENT, Overage, OveragePolicy
+from lava_proxy.domain.money import AMOUNT_NANOS_MAX, NANOS_PER_CENT, NANOS_PER_USD, format_usd
+from lava_proxy.domain.plans import BLOCK, Overage, OveragePolicy
 from lava_proxy.web.dashboard.forms import Form
 
 INHERIT = "inherit"

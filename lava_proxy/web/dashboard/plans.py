@@ -11,7 +11,8 @@ from aiohttp import web
 from lava_proxy.billing.subscriptions import Subscriptions
 from lava_proxy.domain.calendar import Interval
 from lava_proxy.domain.errors import CallerError, Conflict, NotFound
-from lava_proxy.domain.plans import NANOS_PER_CENT, PLAN_AMOUNT_NANOS_MAX, Bundle, Plan, Rollover, Terms, overage_document
+from lava_proxy.domain.money import NANOS_PER_CENT
+from lava_proxy.domain.plans import PLAN_AMOUNT_NANOS_MAX, Bundle, Plan, Rollover, Terms, overage_document
 from lava_proxy.stores.catalog_store import CatalogStore, Meter
 from lava_proxy.stores.plan_store import BundleDraft, PlanStore
 from lava_proxy.web.dashboard.acts import Acts, is_id

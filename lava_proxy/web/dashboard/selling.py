@@ -9,7 +9,6 @@ from aiohttp import web
 from lava_proxy.billing.subscriptions import Subscriptions
 from lava_proxy.stores.customer_directory import CustomerDirectory
 from lava_proxy.stores.merchant_settings import MerchantSettings
-from lava_proxy.stores.plan_store import PlanStore
 from lava_proxy.stores.provider_key_store import ProviderKeyStore
 from lava_proxy.stores.wallet_history import WalletHistory
 from lava_proxy.web.dashboard.acts import Acts
@@ -34,8 +33,8 @@ class Family(Protocol):
 
 def selling_families(view: View, deps: DashboardDependencies) -> tuple[Family, ...]:
     """Customers, meters, plans, keys, webhooks, settings."""
-    stores, settings, plans = deps.merchant_stores, MerchantSettings(deps.pool), PlanStore(deps.pool, deps.clock)
-    acts = Acts(deps.audit_log, settings, deps.clock)
+    stores, plans = deps.merchant_stores, deps.merchant_stores.plans
+    acts = Acts(deps.audit_log, plans, deps.clock)
     return (
         Customers(
             view,
@@ -64,5 +63,5 @@ def selling_families(view: View, deps: DashboardDependencies) -> tuple[Family, .
             registry=deps.registry,
         ),
         Webhooks(view, acts, store=deps.webhooks, client=deps.webhook_client),
-        Settings(view, acts, settings=settings, catalog=deps.catalog, registry=deps.registry),
+        Settings(view, acts, settings=MerchantSettings(deps.pool), plans=plans, catalog=deps.catalog, registry=deps.registry),
     )

@@ -8,6 +8,7 @@ from lava_proxy.domain.plans import overage_document
 from lava_proxy.providers.registry import Registry
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.merchant_settings import MerchantSettings
+from lava_proxy.stores.plan_store import PlanStore
 from lava_proxy.web.dashboard.acts import Acts
 from lava_proxy.web.dashboard.forms import Form
 from lava_proxy.web.dashboard.frame import View, session_of
@@ -26,10 +27,13 @@ _DISCONNECTS = (
 class Settings:
     """One page of small forms."""
 
-    def __init__(self, view: View, acts: Acts, *, settings: MerchantSettings, catalog: CatalogStore, registry: Registry) -> None:
+    def __init__(
+        self, view: View, acts: Acts, *, settings: MerchantSettings, plans: PlanStore, catalog: CatalogStore, registry: Registry
+    ) -> None:
         self._view = view
         self._acts = acts
         self._settings = settings
+        self._plans = plans
         self._catalog = catalog
         self._registry = registry
 
@@ -61,7 +65,7 @@ class Settings:
         if overage is None:
             return await self._answer(request, overage=form)
         before = await self._acts.default_overage(merchant.merchant_id)
-        await self._settings.set_overage(merchant.merchant_id, overage_document(overage))
+        await self._plans.set_merchant_overage(merchant.merchant_id, overage)
         await self._acts.note(
             request, "merchant.overage", merchant.merchant_id, before=overage_document(before), after=overage_document(overage)
         )

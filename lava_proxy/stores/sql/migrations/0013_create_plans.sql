@@ -82,9 +82,19 @@ INSERT INTO plan (plan_id, merchant_id, name, period_amount_nanos, included_cred
   bundle_rollover_type, is_default, created_at)
 SELECT 'sc_free_' || merchant_id, merchant_id, 'Free', 0, 0, 'month', 'none', 'full', true, created_at FROM merchant;
 
-CREATE TRIGGER catalogue_changed AFTER INSERT OR UPDATE OR DELETE ON plan FOR EACH STATEMENT EXECUTE FUNCTION notify_catalogue();
+CREATE TRIGGER catalogue_changed AFTER UPDATE OR DELETE ON plan FOR EACH STATEMENT EXECUTE FUNCTION notify_catalogue();
 CREATE TRIGGER catalogue_changed AFTER INSERT OR UPDATE OR DELETE ON plan_meter FOR EACH STATEMENT EXECUTE FUNCTION notify_catalogue();
-CREATE TRIGGER catalogue_changed AFTER INSERT OR UPDATE OR DELETE ON subscription FOR EACH STATEMENT EXECUTE FUNCTION notify_catalogue();
+
+-- Thousands of subscriptions are renewed at once: a gateway then drops what it knows of those connections, not all it knows.
+CREATE FUNCTION notify_subscription() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  PERFORM pg_notify('catalogue', 'connection:' || NEW.connection_id);
+  RETURN NULL;
+END $$;
+CREATE TRIGGER subscription_started AFTER INSERT ON subscription FOR EACH ROW EXECUTE FUNCTION notify_subscription();
+CREATE TRIGGER subscription_changed AFTER UPDATE ON subscription FOR EACH ROW
+  WHEN ((OLD.plan_id, OLD.status, OLD.cycle_start_at) IS DISTINCT FROM (NEW.plan_id, NEW.status, NEW.cycle_start_at))
+  EXECUTE FUNCTION notify_subscription();
 
 -- migrate:down
 -- Forward only: restore a backup instead.
