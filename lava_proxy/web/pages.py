@@ -92,9 +92,12 @@ def money(nanos: int | None) -> str:
     """Dollars to read in a list: cents from $1 on, six places below it, rounded."""
     if nanos is None:
         return "–"
+    sign = "-" if nanos < 0 else ""
+    if 0 < abs(nanos) < 500:
+        return f"{sign}<$0.000001"
     places = 2 if not nanos or abs(nanos) >= 1_000_000_000 else 6
     whole, _, fraction = format_usd(abs(nanos), places).partition(".")
-    return f"{'-' if nanos < 0 else ''}${int(whole):,}.{fraction}"
+    return f"{sign}${int(whole):,}.{fraction}"
 
 
 def pairs(values: Iterable[str]) -> list[tuple[str, str]]:

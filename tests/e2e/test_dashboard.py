@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -228,3 +230,14 @@ def test_the_link_of_dev_signs_in_once_and_a_command_makes_more(daemon: Daemon) 
         assert (status(link), status(link)) == (303, 410)
     made = daemon.cli("merchant", "create", "--name", "Second")
     assert status(made["dashboard_link"]) == 303
+
+
+def test_the_pictures_are_taken_of_every_page_wide_and_narrow_light_and_dark(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.screenshots", str(tmp_path / "pictures"), "--calls", "1", "--pages", "audit", "--json"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=150, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    names = {f"audit-{theme}-{width}.png" for theme in ("light", "dark") for width in ("desktop", "phone")}
+    assert report["met"] is True and set(report["pictures"]) == names
+    assert {file.name for file in (tmp_path / "pictures").iterdir()} == names
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in (tmp_path / "pictures").iterdir())

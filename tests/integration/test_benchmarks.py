@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import _processes as processes
-from benchmarks import gateway, meter, usage
+from benchmarks import dashboard, gateway, meter, usage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -141,3 +141,23 @@ def test_the_renewals_benchmark_renews_and_counts_what_it_renewed() -> None:
     report = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == (0 if report["met"] else 1), done.stderr
     assert report["subscriptions"] == 60 and 0 < report["seconds_1_workers"] and 0 < report["seconds_2_workers"]
+
+
+def test_the_dashboard_benchmark_asks_every_page_and_weighs_it() -> None:
+    command = [sys.executable, "-m", "benchmarks.dashboard", "--rows", "2000", "--asks", "2", "--json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, check=False)
+    assert done.stdout, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == (0 if report["met"] else 1), done.stderr
+    assert {"overview", "requests", "requests/rows", "request", "audit"} <= set(report["pages"]) == set(report["first_paint_kb"])
+    assert all(0 < found["p50_ms"] <= found["p95_ms"] for found in report["pages"].values())
+    assert report["targets"]["first_paint_kb"]["met"] is True and report["first_paint_kb"]["overview"] > 50
+
+
+def test_a_slow_page_of_the_dashboard_misses_its_target() -> None:
+    report = dashboard.summarise(
+        1, 1, {"a": {"p50_ms": 1.0, "p95_ms": 2.0}, "b": {"p50_ms": 1.0, "p95_ms": 151.0}}, {"a": 10.0, "b": 9.0}, {"seed_s": 1}
+    )
+    assert report["met"] is False and report["targets"]["page_p95_ms"]["page"] == "b"
+    assert report["targets"]["first_paint_kb"] == {"at_most": 300.0, "value": 10.0, "page": "a", "met": True}
+    assert "MISSED" in dashboard.table(report)

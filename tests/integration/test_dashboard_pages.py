@@ -187,6 +187,9 @@ async def test_filters_find_by_everything_and_pages_are_keyset(world: DashboardW
             assert ids_of(await browser.get(f"/dashboard/requests?{query}")) == wanted, query
         async with browser.client.get(f"/dashboard/requests?id={red}", allow_redirects=False) as answer:
             assert answer.headers["Location"] == f"/dashboard/requests/{red}"
+        for nothing in ("rows", "a" * 300, "req_\0"):
+            async with browser.client.get("/dashboard/requests", params={"id": nothing}) as answer:
+                assert answer.status == 404, nothing
 
 
 async def test_a_filter_that_makes_no_sense_is_told_at_its_field_with_what_was_typed(world: DashboardWorld) -> None:

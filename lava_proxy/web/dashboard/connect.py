@@ -32,7 +32,7 @@ class Connect:
 
     async def page(self, request: web.Request) -> web.StreamResponse:
         port, state = _asked(request)
-        return self._view.page(request, "connect.html", "", port=port, state=state, form_target=f"http://127.0.0.1:{port}")
+        return self._view.page(request, "connect.html", "connect", port=port, state=state, form_target=f"http://127.0.0.1:{port}")
 
     async def approve(self, request: web.Request) -> web.StreamResponse:
         """On to the program with a code that is good once, for a minute."""

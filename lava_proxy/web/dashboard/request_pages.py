@@ -110,6 +110,7 @@ class RequestPages:
         merchant_id = session_of(request).merchant.merchant_id
         wanted_id = request.query.get("id", "").strip()
         if wanted_id:
+            wanted_id = await self._our_id(merchant_id, wanted_id)
             return self._view.redirect(request, f"/dashboard/requests/{quote(wanted_id, safe='')}")
         chosen = await self._chosen(request)
         meters, models, values = await asyncio.gather(
@@ -184,6 +185,15 @@ class RequestPages:
             cost_lines=row["breakdown"].get("cost", []), timings=_timings(row["timings"]), flags=_flags(row["flags"]),
             margin=row["charge_nanos"] - (0 if row["provider_key_type"] == "unmanaged" else row["cost_nanos"]),
         )  # fmt: skip
+
+    async def _our_id(self, merchant_id: str, typed: str) -> str:
+        """The id of a request that somebody typed: merchants' own ids may be anything, also the name of a page."""
+        row = await self._ledger.request(merchant_id, typed) if len(typed) <= 255 and typed.isprintable() else None
+        if row is not None:
+            return str(row["request_id"])
+        if not typed.startswith("req_"):
+            raise NotFound("No request of yours has this id.")
+        return typed
 
     async def _running(self, merchant_id: str, request_id: str) -> OpenCall | None:
         calls = await self._open_calls.of_merchant(merchant_id, 1, lambda call: call.request_id == request_id)
