@@ -9,6 +9,7 @@ Floors, highest first; a room imports only rooms below it, and rooms on one floo
     stores | notify | payments            Redis and Postgres; messages to the world outside; card processors
     settings                              frozen values; the only reader of the environment and config/*.toml
     providers                             pure: what each provider family says and costs
+    client                                beside them: the Python client, which needs nothing of the server
     wire                                  pure: bytes <-> values
     domain | telemetry | tasks            values and rules; every metric; the one place that starts tasks
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, cast
 import click
 import structlog
 
+from lava_proxy import cli_money
 from lava_proxy import settings as settings_module
 from lava_proxy.cli_import import requests_group
 from lava_proxy.cli_plans import OVERAGE_HELP, add_plan_commands, overage_of
@@ -490,6 +491,22 @@ def customer_create(
         }  # fmt: skip
 
     _print(_with_stores(data_dir, work))
+
+
+class _Commands:
+    """What commands of other modules run with."""
+
+    def run(self, data_dir: Path | None, work: Callable[[Any, Settings], Awaitable[dict[str, Any]]]) -> None:
+        _print(_with_stores(data_dir, work))
+
+    async def merchant(self, stores: Any, merchant_id: str | None) -> Any:
+        return await _merchant_of(stores, merchant_id)
+
+    def config(self, settings: Settings, data_dir: Path | None) -> Any:
+        return _installation(settings, data_dir)
+
+
+cli_money.add_commands(cli, customer, _Commands())
 
 
 def _usd(text: str) -> int:

@@ -107,7 +107,7 @@ class CardWorld:
     async def ordered_nanos(self, wallet_id: str) -> int:
         """What Postgres was ordered to credit."""
         rows = await self.world.fetch(
-            "SELECT coalesce(sum(amount_nanos), 0)::bigint AS nanos FROM credit WHERE wallet_id = $1", wallet_id
+            "SELECT coalesce(sum(amount_nanos), 0)::bigint AS nanos FROM credit WHERE wallet_id = $1 AND kind = 'credit'", wallet_id
         )
         return int(rows[0]["nanos"])
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 from aiohttp import web
 
 from lava_proxy.api.auth_callback import AuthCallback
 from lava_proxy.api.authentication import authentication
 from lava_proxy.api.connections import Connections
+from lava_proxy.api.customer_accounts import CustomerAccounts
 from lava_proxy.api.customers import Customers
 from lava_proxy.api.envelope import BODY_BYTES_MAX, add_common_headers, answer_errors, bound_body
 from lava_proxy.api.exports import Exports
@@ -21,6 +23,7 @@ from lava_proxy.api.meters import Meters
 from lava_proxy.api.models import Models
 from lava_proxy.api.openapi import OpenApi
 from lava_proxy.api.operations import Operation, routes_of
+from lava_proxy.api.payments import PaymentServices
 from lava_proxy.api.plans import Plans
 from lava_proxy.api.rate_limit import REQUESTS_PER_MINUTE, add_rate_limit_headers, rate_limit
 from lava_proxy.api.requests import Requests
@@ -46,6 +49,9 @@ from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.webhook_store import WebhookStore
 
+OPENAPI_DOCUMENT: web.AppKey[Mapping[str, Any]] = web.AppKey("openapi_document", Mapping[str, Any])
+"""Where the application keeps its description, for the page that shows it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiDependencies:
@@ -64,6 +70,7 @@ class ApiDependencies:
     request_export: RequestExport
     webhooks: WebhookStore
     webhook_client: WebhookClient
+    payments: PaymentServices
     price_version: str
     metrics: Callable[[], bytes]
     started_at: datetime
@@ -103,8 +110,10 @@ def build_application(deps: ApiDependencies) -> web.Application:
         home=deps.home,
     )
     operations = operations_of(deps)
+    openapi = OpenApi(operations)
+    application[OPENAPI_DOCUMENT] = openapi.value
     for routes in (
-        routes_of([*operations, *OpenApi(operations).operations()]),
+        routes_of([*operations, *openapi.operations()]),
         HealthPages(health, deps.metrics, deps.price_version).routes(),
         status_page.routes(),
         deps.processor_routes,
@@ -132,7 +141,8 @@ def operations_of(deps: ApiDependencies) -> list[Operation]:
         SecretKeys(stores.secret_keys),
         WalletKeys(),
         Models(deps.models, clock),
-        Wallet(outbox),
+        Wallet(outbox, deps.payments),
+        CustomerAccounts(catalog, outbox, deps.payments),
         Webhooks(deps.webhooks, deps.webhook_client, clock),
         AuthCallback(catalog, stores.login_codes, stores.secret_keys),
     )

@@ -31,8 +31,14 @@ _ANY_JSON = {"application/json": {"schema": {"type": "object"}}}
 _CALL_REFUSALS = ("400", "401", "403", "404", "409", "413", "429", "503")
 
 
-def _call(operation_id: str, summary: str, description: str, *, parameters: list[Any], has_body: bool) -> dict[str, Any]:
-    """A call that is relayed to a provider."""
+_CHAT = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Say hello."}]}
+_CLAUDE = {"model": "claude-sonnet-4-5", "max_tokens": 100, "messages": _CHAT["messages"]}
+
+
+def _call(
+    operation_id: str, summary: str, description: str, *, parameters: list[Any], example: dict[str, Any] | None
+) -> dict[str, Any]:
+    """A call that is relayed to a provider, with an example of its body where it has one."""
     found: dict[str, Any] = {
         "operationId": operation_id,
         "tags": [TAG],
@@ -49,14 +55,15 @@ def _call(operation_id: str, summary: str, description: str, *, parameters: list
             **{status: {"$ref": f"#/components/responses/Refused{status}"} for status in _CALL_REFUSALS},
         },
     }
-    if has_body:
-        found["requestBody"] = {"required": True, "content": _ANY_JSON}
+    if example is not None:
+        schema = {"type": "object", "examples": [example]}
+        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
     return found
 
 
-def _model_call(name: str, api: str) -> dict[str, Any]:
+def _model_call(name: str, api: str, example: dict[str, Any]) -> dict[str, Any]:
     about = f"{api}'s API: point its SDK's base URL here. The model name picks the provider."
-    return {"post": _call(f"post_{name}", f"Call a model ({api})", about, parameters=[], has_body=True)}
+    return {"post": _call(f"post_{name}", f"Call a model ({api})", about, parameters=[], example=example)}
 
 
 _FORWARDED = "Relayed as it is, with the provider's own key in place of yours; charged when it has ended."
@@ -97,13 +104,13 @@ def _reported(operation_id: str, summary: str, schema: dict[str, Any], answer: s
 
 GATEWAY_PATHS: dict[str, dict[str, Any]] = {
     "/v1/forward": {
-        "get": _call("get_forward", "Forward a GET", _FORWARDED, parameters=[_TARGET], has_body=False),
-        "post": _call("post_forward", "Forward a call", _FORWARDED, parameters=[_TARGET], has_body=True),
+        "get": _call("get_forward", "Forward a GET", _FORWARDED, parameters=[_TARGET], example=None),
+        "post": _call("post_forward", "Forward a call", _FORWARDED, parameters=[_TARGET], example=_CHAT),
     },
-    "/v1/chat/completions": _model_call("chat_completions", "OpenAI"),
-    "/v1/messages": _model_call("messages", "Anthropic"),
-    "/v1/responses": _model_call("responses", "OpenAI"),
-    "/v1/embeddings": _model_call("embeddings", "OpenAI"),
+    "/v1/chat/completions": _model_call("chat_completions", "OpenAI", _CHAT),
+    "/v1/messages": _model_call("messages", "Anthropic", _CLAUDE),
+    "/v1/responses": _model_call("responses", "OpenAI", {"model": "gpt-4o-mini", "input": "Say hello."}),
+    "/v1/embeddings": _model_call("embeddings", "OpenAI", {"model": "text-embedding-3-small", "input": "Hello"}),
     "/v1/requests": _reported(
         "post_requests", "Report usage", _REPORT, "The request, made or found: a repeat of its request_id is charged once."
     ),
@@ -122,7 +129,7 @@ GATEWAY_PATHS: dict[str, dict[str, Any]] = {
 
 def routes_of_gateway() -> list[web.RouteDef]:
     """Where the gateway answers one method and the control plane the others: routed here too, so that a refusal names them all."""
-    return [web.post("/v1/requests", _misdirected)]
+    return [web.post("/v1/requests", _misdirected), web.post("/v1/requests/batch", _misdirected)]
 
 
 async def _misdirected(request: web.Request) -> web.StreamResponse:

@@ -40,7 +40,7 @@ gets the first answer. Keys of older vocabularies (connection, product) stand be
 
 
 class OpenApi:
-    """The document, made once."""
+    """The document, made once: `value`, and as an answer."""
 
     def __init__(self, operations: Iterable[Operation]) -> None:
         own = Operation(
@@ -48,7 +48,8 @@ class OpenApi:
             is_public=True,
         )  # fmt: skip
         self._own = [own]
-        self._body = orjson.dumps(document_of([*operations, own]))
+        self.value = document_of([*operations, own])
+        self._body = orjson.dumps(self.value)
 
     def operations(self) -> list[Operation]:
         return self._own

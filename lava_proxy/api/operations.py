@@ -112,7 +112,7 @@ def checked(model: type[M], values: Mapping[str, Any]) -> M:
 async def read_json_object(request: web.Request) -> dict[str, Any]:
     """The JSON object in a request's body, numbers with a point as Decimals; an empty body is an empty object."""
     raw = await request.read()
-    if not raw.strip():
+    if not raw:
         return {}
     try:
         value = json.loads(raw, parse_float=Decimal, parse_constant=_no_constant)

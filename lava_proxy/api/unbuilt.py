@@ -13,8 +13,6 @@ UNBUILT: dict[str, str] = {
     "checkout_sessions": "GET POST",
     f"checkout_sessions/{_ONE}": "GET",
     f"plans/{_ONE}/archive": "POST",
-    "wallet/fund": "POST",
-    "payment_methods": "GET",
     "flex/checkout_sessions": "POST",
     "flex/customers": "GET",
     f"flex/customers/{_ONE}/balance": "GET",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from aiohttp import web
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import AfterValidator, Field
 
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.envelope import json_response
+from lava_proxy.api.fields import PageQuery
 from lava_proxy.api.formats import listing, timestamp
-from lava_proxy.api.operations import Answer, Body, Operation, QueryString
-from lava_proxy.api.queries import LIMIT_DEFAULT, LIMIT_MAX, Query, path_reference
+from lava_proxy.api.operations import Answer, Body, Operation
+from lava_proxy.api.queries import path_reference
 from lava_proxy.billing.webhook_trial import send_test
 from lava_proxy.domain.errors import CallerError
 from lava_proxy.domain.webhooks import EVENT_TYPES, DeliveryState, Vocabulary, WebhookStatus, event_name, newest_name
@@ -74,15 +75,14 @@ class WebhookChanges(Body):
     status: WebhookStatus = "active"
 
 
-class DeliveryQuery(QueryString):
-    cursor: str | None = Field(None, pattern=r"^dlv_[0-9A-HJKMNP-TV-Z]{26}$")
-    limit: int = Field(LIMIT_DEFAULT, ge=1, le=LIMIT_MAX)
-    state: DeliveryState | None = None
+class WebhooksQuery(PageQuery):
+    prefix: ClassVar[str] = "wh"
 
-    @field_validator("cursor", mode="before")
-    @classmethod
-    def _absent(cls, value: object) -> object:
-        return value or None
+
+class DeliveryQuery(PageQuery):
+    prefix: ClassVar[str] = "dlv"
+
+    state: DeliveryState | None = None
 
 
 class WebhookAnswer(Answer):
@@ -151,7 +151,8 @@ class Webhooks:
         log = one + "/deliveries"
         return [
             Operation(
-                method="GET", path=base, handler=self.many, tag=_TAG, summary="List webhooks", answer=WebhookListAnswer
+                method="GET", path=base, handler=self.many, tag=_TAG, summary="List webhooks", query=WebhooksQuery,
+                answer=WebhookListAnswer,
             ),
             Operation(
                 method="POST", path=base, handler=self.create, tag=_TAG, summary="Create a webhook", body=NewWebhook,
@@ -181,13 +182,10 @@ class Webhooks:
             ),
         ]  # fmt: skip
 
-    async def many(self, request: web.Request) -> web.Response:
+    async def many(self, request: web.Request, query: WebhooksQuery) -> web.Response:
         """Newest first."""
-        query = Query(request.query)
-        page = query.page("wh")
-        query.check()
-        found = await self._store.webhooks(merchant_of(request).merchant_id, before=page.before, limit=page.limit + 1)
-        return json_response(listing([webhook_object(webhook) for webhook in found], page.limit, "webhook_id"))
+        found = await self._store.webhooks(merchant_of(request).merchant_id, before=query.cursor, limit=query.limit + 1)
+        return json_response(listing([webhook_object(webhook) for webhook in found], query.limit, "webhook_id"))
 
     async def create(self, request: web.Request, body: NewWebhook) -> web.Response:
         """With `webhook_secret`, which is shown only here and after a rotation."""

@@ -23,8 +23,8 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from lava_proxy import tasks, telemetry
-from lava_proxy.api.application import ApiDependencies, build_application
-from lava_proxy.app.card_payments import CardPayments, open_card_payments
+from lava_proxy.api.application import OPENAPI_DOCUMENT, ApiDependencies, build_application
+from lava_proxy.app.card_payments import CardPayments, open_card_payments, open_overage
 from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rating import Rating
@@ -213,6 +213,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             outbox=stores.outbox,
             merchant_stores=merchant_stores,
             funding=funding,
+            payments=cards.services(stores.pool, funding, config),
             usage=UsageStore(stores.pool),
             request_export=RequestExport(stores.pool),
             webhooks=stores.webhooks,
@@ -229,7 +230,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             home=site.home,
         )
     )
-    application.add_routes(site.routes())
+    application.add_routes(site.routes(application[OPENAPI_DOCUMENT]))
     # The gateway has bounded the head already; aiohttp's own, smaller bounds would answer without our envelope.
     head_bytes_max = settings.http.head_bytes_max
     runner = web.AppRunner(
@@ -306,6 +307,7 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
     cards = open_card_payments(stores.pool, funding, config, settings)
     renewals = Renewals(cards.subscriptions, cards.charges)
     charger = Charger(cards.store, cards.charges, business_clock(config))
+    overage = open_overage(stores.pool, cards, stores.outbox, business_clock(config))
     recovery = Recovery(stores.outbox, stores.ledger, business_clock(config))
     drift = Drift(stores.outbox, stores.ledger)
     webhook_client = webhook_client_of(config, settings)
@@ -343,6 +345,7 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         tasks.start("credit-applier", _every(1.0, lambda: lead(applier.run_once))),
         tasks.start("charger", _every(1.0, lambda: lead(charger.run_once))),
         tasks.start("renewals", _every(1.0, lambda: lead(renewals.run_once))),
+        tasks.start("overage", _every(0.25, lambda: lead(overage.run_once))),
         tasks.start("lot-expirer", _every(1.0, lambda: lead(expirer.run_once))),
         tasks.start("drift", _every(_DRIFT_ROUND_S, lambda: lead(drift.run_once))),
         tasks.start("webhook-sender", _every(0.0, send)),

@@ -8,14 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lava_proxy.app.card_payments import CardPayments
 from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.catalog import PPM_PER_PERCENT, RateType, Tier
 from lava_proxy.domain.money import NANOS_PER_USD
+from lava_proxy.payments.processor import CardDetails
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.ids import new_id, new_secret
 from lava_proxy.stores.vault import new_master_key
 from lava_proxy.wire.forward_token import mint
 
+_CARD = "4242424242424242"
 _CUSTOMER_NANOS = 25 * NANOS_PER_USD
 _MERCHANT_NANOS = 100 * NANOS_PER_USD
 _METERS: dict[str, tuple[str, RateType, tuple[Tier, ...]]] = {
@@ -76,6 +79,16 @@ def write_private(path: Path, content: dict[str, Any]) -> None:
     with os.fdopen(descriptor, "w") as file:
         json.dump(content, file, indent=1)
     scratch.replace(path)
+
+
+async def seed_card(cards: CardPayments, merchant_id: str, catalog: CatalogStore) -> None:
+    """A test card for the merchant's own wallet, where the processor takes test cards and the merchant has none."""
+    if cards.processor is None or cards.processor.name != "sandbox":
+        return
+    merchant = await catalog.merchant(merchant_id)
+    person_id = await cards.store.wallet_person_made(merchant.wallet_id, cards.clock())
+    if not await cards.cards.list(person_id):
+        await cards.cards.add(person_id, CardDetails(number=_CARD, expiry_month=12, expiry_year=2034))
 
 
 async def seed(catalog: CatalogStore, funding: Funding, secrets: Secrets, data_dir: Path, base_url: str) -> dict[str, Any]:

@@ -26,6 +26,7 @@ import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
 from lava_proxy.app import sandbox, sandbox_provider
+from lava_proxy.app.card_payments import open_card_payments
 from lava_proxy.app.embedded import EmbeddedEngines, EngineError, EngineOptions
 from lava_proxy.app.roles import open_stores, registry_of
 from lava_proxy.app.run_config import RunConfig, parse_overrides
@@ -398,7 +399,13 @@ async def _seed(config: RunConfig, settings: Settings, secrets: sandbox.Secrets,
     try:
         if not await stores.hot.wait_ready(_READY_TIMEOUT_S):
             raise LavaError("Redis was not verified against Postgres in time; see the worker's log lines above.")
-        summary = await sandbox.seed(stores.catalog, Funding(stores.catalog, stores.balances), secrets, data_dir, config.base_url)
+        funding = Funding(stores.catalog, stores.balances)
+        summary = await sandbox.seed(stores.catalog, funding, secrets, data_dir, config.base_url)
+        cards = open_card_payments(stores.pool, funding, config, settings)
+        try:
+            await sandbox.seed_card(cards, summary["merchant_id"], stores.catalog)
+        finally:
+            await cards.close()
         code = await DashboardSessions(stores.redis).create_link(summary["merchant_id"])
         return summary | {"dashboard_link": f"{summary['dashboard_url']}dashboard/enter/{code}"}
     finally:

@@ -42,8 +42,6 @@ from lava_proxy.payments.processor import (
     no_processor,
     outcome_of,
 )
-from lava_proxy.stores.balance_store import lot_key
-from lava_proxy.stores.catalog_store import Credit
 from lava_proxy.stores.charge_store import Charge, ChargeStore, HoldOff, MoneyBack, PaymentMethod, Purpose, State
 from lava_proxy.stores.ids import created_ms, new_id, ulid_of
 
@@ -52,6 +50,7 @@ AMOUNT_CENTS_MAX = 99_999_999
 HOLD_OFFS = (timedelta(hours=1), timedelta(hours=6), timedelta(hours=24))  # after the first, second, third decline; then suspended
 RETRIGGERED: frozenset[Purpose] = frozenset({"overage", "auto_top_up"})  # whose trigger asks again when the need is still there
 
+_BUNDLES: frozenset[Purpose] = frozenset({"auto_top_up", "bundle"})
 _PAYMENTS = UUID("5d0f6f8e-6e0d-4b50-9a6e-5b0c2f6f7a11")  # names of credits and refunds are made from the processor's in here
 _LEASE = timedelta(minutes=2)  # a confirmation without an answer for so long belongs to a dead process
 _ASKS = (timedelta(seconds=5), timedelta(seconds=15), timedelta(minutes=1), timedelta(minutes=4))  # then cancel what is unconfirmed
@@ -80,6 +79,11 @@ def payment_credit_id(charge: Charge) -> str:
     return ulid_of("crd", created_ms(charge.charge_id), uuid5(_PAYMENTS, f"{charge.processor}:{charge.processor_ref}").bytes[:10])
 
 
+def bundle_credit_id(charge: Charge) -> str:
+    """The id of the credit that a paid bundle becomes."""
+    return f"bun_{charge.charge_id}"
+
+
 class Charges:
     """Takes money by card. Without a processor everything raises `payments_disabled`.
 
@@ -98,6 +102,7 @@ class Charges:
         on_transition: OnTransition | None = None,
         adjust: Adjust | None = None,
     ) -> None:
+        """`adjust`: takes back and gives back for refunds and disputes; None: as `funding` does."""
         self._store = store
         self._optional_processor = processor
         self._funding = funding
@@ -105,7 +110,7 @@ class Charges:
         own: dict[Purpose, Effect] = {"overage": self._fund, "auto_top_up": self._fund, "top_up": self._fund}
         self._effects = own | dict(effects or {})
         self._on_transition = on_transition
-        self._adjust: Adjust = adjust or store.order_adjustment
+        self._adjust: Adjust = adjust or funding.adjust
 
     @property
     def _processor(self) -> Processor:
@@ -468,13 +473,23 @@ class Charges:
 
     async def _fund(self, db: Any, charge: Charge) -> None:
         """Funds of what was captured."""
-        await self._store.add_credit(db, _credit(charge), self._clock())
+        await self._funding.fund(
+            charge.merchant_id, charge.wallet_id, nanos_of_cents(charge.captured_cents), charge.purpose, payment_credit_id(charge),
+            db=db,
+        )  # fmt: skip
 
     async def _apply(self, charge: Charge) -> None:
         """At once what the applier does within a second; it does it when this fails."""
-        if self._effects.get(charge.purpose) == self._fund:
+        credit_id = await self._lot_id(charge)
+        if credit_id is not None:
             with suppress(LavaError):
-                await self._funding.apply(charge.merchant_id, _credit(charge))
+                await self._funding.apply_order(credit_id)
+
+    async def _lot_id(self, charge: Charge) -> str | None:
+        """The credit that a charge has become; None where its money bought something else."""
+        is_bundle = charge.purpose in _BUNDLES and self._effects.get(charge.purpose) != self._fund
+        credit_id = bundle_credit_id(charge) if is_bundle else payment_credit_id(charge)
+        return credit_id if credit_id in await self._store.credited_nanos([credit_id]) else None
 
     # -- notices
 
@@ -625,7 +640,7 @@ class Charges:
                 f"{back.refund_id}.{back.adjustments}",
                 -nanos_of_cents(delta),
                 f"{back.kind} of {charge.charge_id}",
-                lot_id=payment_credit_id(charge) if self._effects.get(charge.purpose) == self._fund else None,
+                lot_id=await self._lot_id(charge),
                 db=db,
             )
         await self._store.save_refund(db, back, self._clock())
@@ -696,17 +711,6 @@ def _check_hold_off(hold_off: HoldOff | None, now: datetime) -> None:
 def _is_old(charge: Charge, payment: Payment) -> bool:
     """Is a payment's decline that of an attempt before the present one?"""
     return charge.attempt > 1 and payment.attempt_ref in ("", charge.attempt_ref)
-
-
-def _credit(charge: Charge) -> Credit:
-    credit_id = payment_credit_id(charge)
-    return Credit(
-        credit_id=credit_id,
-        wallet_id=charge.wallet_id,
-        amount_nanos=nanos_of_cents(charge.captured_cents),
-        lot_key=lot_key("funds", credit_id, created_ms(credit_id)),
-        reason=charge.purpose,
-    )
 
 
 def _counted(back: MoneyBack) -> int:

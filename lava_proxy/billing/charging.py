@@ -125,7 +125,10 @@ class Charging:
         reserve: Reserve,
         tally: telemetry.Tally,
         clock: Callable[[], datetime],
+        note_refused: Callable[[str, int], None] | None = None,
     ) -> None:
+        """`note_refused(wallet_id, needed_nanos)`: a call was refused that an automatic bundle may let pass; must not wait."""
+        self._note_refused = note_refused
         self._store = store
         self._prices = prices
         self._tally = tally
@@ -183,10 +186,12 @@ class Charging:
             elif grant.clamp_floor:
                 affordable = self._clamped(grant, provider, call, now, byok, needs_cost, refused.spendable_nanos)
                 if affordable is None:
+                    self._wake_top_up(grant, amount)
                     raise
                 call, amount = affordable
                 clamped_to = call.ceiling.output_tokens
             else:
+                self._wake_top_up(grant, amount)
                 raise
             held = await self._reserve(request_id, grant, amount, tier_field, row, now, _scope_uses(grant, call, now), claim)
         self._tally.observe(telemetry.SCRIPT_RESERVE, perf_counter_ns() - began_ns)
@@ -204,6 +209,11 @@ class Charging:
             row_start=start,
             clamped_to=clamped_to,
         )
+
+    def _wake_top_up(self, grant: Grant, needed_nanos: int) -> None:
+        """A bundle's credit is the plan's: only what may draw on the plan wakes its purchase."""
+        if grant.tops_up and grant.plan_linked and self._note_refused is not None:
+            self._note_refused(grant.wallet_id, needed_nanos)
 
     def _clamped(
         self, grant: Grant, provider: Provider, call: Call, now: datetime, byok: bool, needs_cost: bool, spendable_nanos: int

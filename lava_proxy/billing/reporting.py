@@ -31,6 +31,7 @@ from lava_proxy.domain.prices import Cost, PriceBook
 from lava_proxy.domain.usage import Outcome, Provenance, Usage
 from lava_proxy.settings import Reports as ReportSettings
 from lava_proxy.stores.balance_store import BalanceStore, Moved, Report, ReportConflict, Reported, report_record
+from lava_proxy.stores.billing_terms import BillingTerms
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.hot_redis import Ambiguous
 from lava_proxy.stores.ids import at_ms, created_at, new_id
@@ -217,9 +218,9 @@ class Reporting:
         try:
             connection = await self._catalog.connection(merchant_id, customer_ref)
             meter = await self._catalog.meter(merchant_id, meter_ref)
-            standing = None
+            terms = BillingTerms()
             if connection is not None and meter is not None:
-                standing = await self._catalog.plan_standing(connection.connection_id, meter.meter_id)
+                terms = await self._catalog.billing_terms(connection.connection_id, meter.meter_id)
         except StoreError as error:
             return error
         if connection is None:
@@ -234,14 +235,13 @@ class Reporting:
             )
         if connection.status == "disabled":
             return Forbidden("This customer has been disabled; its usage is not charged.", code="connection_disabled")
-        return Grant(
+        grant = Grant(
             merchant_id=merchant_id,
             wallet_id=connection.wallet_id,
             connection_id=connection.connection_id,
             meter=meter.version,
-            plan_linked=standing is not None and standing.is_linked,
-            cycle_id=None if standing is None else standing.cycle_id,
         )
+        return terms.on(grant)
 
     def _item(self, merchant_id: str, said: ReportBody, grant: Grant) -> _Item:
         """The report with what it costs; raises CallerError where its meter needs a cost that is not known."""

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from lava_proxy.billing.charges import Effect
+from lava_proxy.billing.charges import Effect, bundle_credit_id
 from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.calendar import Period, period, period_at
 from lava_proxy.domain.errors import Conflict, LavaError, NotFound
@@ -178,6 +178,7 @@ class Subscriptions:
             "plan_upgrade": self.started,
             "subscription_renewal": self.renewed,
             "bundle": self.bundle_bought,
+            "auto_top_up": self.bundle_bought,
         }
 
     async def started(self, db: Any, charge: Charge) -> None:
@@ -215,7 +216,7 @@ class Subscriptions:
         if found is None:
             return await self._to_funds(db, charge, charge.captured_cents)
         await self._funding.grant_bundle(
-            charge.merchant_id, charge.wallet_id, int(charge.subject["credit_nanos"]), "bundle", f"bun_{charge.charge_id}",
+            charge.merchant_id, charge.wallet_id, int(charge.subject["credit_nanos"]), "bundle", bundle_credit_id(charge),
             expires_at=found.cycle.end if "bundle" in found.terms.ends else None, db=db,
         )  # fmt: skip
 

@@ -66,3 +66,4 @@ class Grant:
     clamp_floor: int = 0  # lower max_tokens to what the balance affords, not below this; 0: refuse
     spend_key_id: str | None = None
     cycle_id: str | None = None  # whose tier counters count; None: the UTC calendar month's
+    tops_up: bool = False  # a call refused for want of balance buys a bundle

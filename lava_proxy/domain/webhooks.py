@@ -17,6 +17,7 @@ DeliveryState = Literal["pending", "delivered", "failed"]
 CUSTOMER_CREATED = "customer.created"
 BALANCE_UPDATED = "customer.wallet.balance.updated"
 CUSTOMER_DELETED = "customer.deleted"
+CUSTOMER_LIMITED = "customer.limited"
 SUBSCRIPTION_CREATED: Final = "subscription.created"
 SUBSCRIPTION_RENEWED: Final = "subscription.renewed"
 SUBSCRIPTION_CHANGED: Final = "subscription.changed"
@@ -27,6 +28,7 @@ EVENT_TYPES: tuple[str, ...] = (
     CUSTOMER_CREATED,
     BALANCE_UPDATED,
     CUSTOMER_DELETED,
+    CUSTOMER_LIMITED,
     SUBSCRIPTION_CREATED,
     SUBSCRIPTION_RENEWED,
     SUBSCRIPTION_CHANGED,

@@ -182,15 +182,11 @@ class Grants:
             raise Forbidden("The token names a customer that this merchant does not have.", code="connection_not_found")
         if connection.status == "disabled":
             raise Forbidden("This customer has been disabled by the merchant.", code="connection_disabled")
-        standing = await self._catalog.plan_standing(
-            connection.connection_id, None if grant.meter is None else grant.meter.meter_id
-        )  # fmt: skip
+        terms = await self._catalog.billing_terms(connection.connection_id, grant.meter.meter_id if grant.meter else None)
         return replace(
-            grant,
+            terms.on(grant),
             wallet_id=connection.wallet_id,
             connection_id=connection.connection_id,
-            plan_linked=standing is not None and standing.is_linked,
-            cycle_id=None if standing is None else standing.cycle_id,
             disable_billing=credential.disable_billing,
             scopes=() if connection.limits is None else (Scope(scope_id=connection.connection_id, limits=connection.limits),),
         )

@@ -19,6 +19,7 @@ from lava_proxy.gateway.downstream import Connections, Downstream, Request
 from lava_proxy.gateway.exchange import Context, Exchange
 from lava_proxy.gateway.grants import Grants
 from lava_proxy.gateway.head_plans import Routes
+from lava_proxy.gateway.refusals import Refusals
 from lava_proxy.gateway.reports import ReportExchange, Reports, report_route
 from lava_proxy.gateway.upstream import Origin, UpstreamPool
 from lava_proxy.gateway.websocket import WebSocketExchange, is_upgrade
@@ -62,11 +63,12 @@ class GatewayWorker:
         self._outbox_full = False
         self._broken_providers: set[str] = set()
         self._pool = UpstreamPool(settings.upstream)
+        self._refusals = Refusals(outbox)
         self._context = Context(
             settings=settings,
             registry=registry,
             grants=self._grants,
-            charging=Charging(BalanceStore(redis), prices, settings.reserve, self.tally, clock),
+            charging=Charging(BalanceStore(redis), prices, settings.reserve, self.tally, clock, self._refusals.note),
             pool=self._pool,
             control=Origin("control", 0, tls=False, guarded=False, unix=control_socket),
             env_keys=env_keys,
@@ -120,6 +122,7 @@ class GatewayWorker:
         if self._sweeper is not None:
             self._sweeper.cancel()
         await tasks.stop(self._checkpointer, self._listener)
+        await self._refusals.stop()
         self._pool.close()
         self.tally.publish()
 

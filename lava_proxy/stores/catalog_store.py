@@ -12,9 +12,9 @@ import asyncpg
 from lava_proxy.domain.catalog import MeterVersion, RateType, Tier, TierType, TokenBasis
 from lava_proxy.domain.errors import CallerError, Conflict, NotFound
 from lava_proxy.domain.limits import KeyRules, Limits, limits_document, parse_limits
-from lava_proxy.domain.plans import cycle_name
 from lava_proxy.domain.webhooks import CUSTOMER_CREATED
 from lava_proxy.stores.balance_store import partition_of
+from lava_proxy.stores.billing_terms import BillingTerms, billing_terms
 from lava_proxy.stores.database import Database, translated
 from lava_proxy.stores.ids import hash_of, new_id, new_secret
 from lava_proxy.stores.plan_store import add_default_plan, start_on_default_plan
@@ -49,14 +49,6 @@ class Connection:
     created_at: datetime
     limits: Limits | None = None
     secret: str | None = field(default=None, repr=False)  # only right after creation, or when opened on purpose
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PlanStanding:
-    """Whose tier counters a connection's calls count in, and whether they may draw on its plan's credit."""
-
-    cycle_id: str
-    is_linked: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -276,17 +268,9 @@ class CatalogStore(Database):
         if not done.endswith(" 1"):
             raise NotFound(f"No customer {connection_id!r}.")
 
-    async def plan_standing(self, connection_id: str, meter_id: str | None) -> PlanStanding | None:
-        """What a connection's live subscription means for its calls by a meter; None without one."""
-        row = await self._row(
-            """SELECT subscription_id, cycle_start_at,
-              EXISTS (SELECT 1 FROM plan_meter l WHERE l.plan_id = s.plan_id AND l.meter_id = $2) AS is_linked
-            FROM subscription s WHERE connection_id = $1 AND status <> 'cancelled'""",
-            connection_id, meter_id,
-        )  # fmt: skip
-        if row is None:
-            return None
-        return PlanStanding(cycle_id=cycle_name(row["subscription_id"], row["cycle_start_at"]), is_linked=row["is_linked"])
+    async def billing_terms(self, connection_id: str, meter_id: str | None) -> BillingTerms:
+        """On what terms a connection's calls by a meter are charged: plan credit, tier cycle, overdraft line."""
+        return await billing_terms(self._row, connection_id, meter_id)
 
     # -- spend keys
 

@@ -11,7 +11,6 @@ from typing import Any, Literal
 import asyncpg
 
 from lava_proxy.domain.errors import Conflict, NotFound, StoreError
-from lava_proxy.stores.catalog_store import Credit
 from lava_proxy.stores.database import translated
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.postgres import Pool
@@ -452,32 +451,7 @@ class ChargeStore:
                 [row["wallet_id"] for row in held], list(dropped), now,
             )  # fmt: skip
 
-    # -- money in and back
-
-    async def add_credit(self, db: Any, credit: Credit, now: datetime) -> None:
-        """Order a credit in the caller's transaction; the same id again changes nothing."""
-        await db.execute(
-            "INSERT INTO credit (credit_id, wallet_id, amount_nanos, lot_key, reason, created_at) VALUES ($1, $2, $3, $4, $5, $6)"
-            " ON CONFLICT (credit_id) DO NOTHING",
-            credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason, now,
-        )  # fmt: skip
-
-    async def order_adjustment(
-        self,
-        merchant_id: str,
-        wallet_id: str,
-        adjust_id: str,
-        delta_nanos: int,
-        reason: str,
-        *,
-        lot_id: str | None = None,
-        db: Any,
-    ) -> None:
-        """Order a signed change of a wallet in the caller's transaction; the same id again changes nothing."""
-        await db.execute(
-            "INSERT INTO charge_adjustment VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (adjust_id) DO NOTHING",
-            adjust_id, merchant_id, wallet_id, delta_nanos, lot_id, reason,
-        )  # fmt: skip
+    # -- notices, and money back
 
     async def event_known(self, processor: str, event_id: str) -> bool:
         query = "SELECT 1 AS known FROM processor_event WHERE processor = $1 AND event_id = $2"

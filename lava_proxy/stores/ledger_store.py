@@ -18,6 +18,7 @@ from lava_proxy.domain.ledger import KINDS, Entry
 from lava_proxy.stores.balance_store import PARTITIONS, lot_key
 from lava_proxy.stores.ids import at_ms, created_at
 from lava_proxy.stores.outbox import OutboxEntry
+from lava_proxy.stores.overage_store import note_low
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.row_repair import repaired
 from lava_proxy.stores.usage_rollup import UsageRollup, differences
@@ -140,6 +141,7 @@ class LedgerStore:
         for entry in doubles:
             await self._reverse(db, entry)
         await note_balances(db, entries)
+        await note_low(db, entries)
 
     async def _seen_before(self, db: Any, entries: Sequence[OutboxEntry]) -> set[str]:
         """Of calls that were charged for something that is charged once: those for which another call was."""

@@ -17,6 +17,8 @@ from lava_proxy.domain.errors import StoreError
 from lava_proxy.stores.balance_store import PARTITIONS, partition_of, scope_key, tag
 from lava_proxy.stores.hot_redis import VERIFIED_KEY
 
+_REFUSED_KEY = "lava:refused"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutboxEntry:
@@ -329,6 +331,28 @@ class Outbox:
             raise StoreError(f"Redis cannot answer: {type(error).__name__}") from error
         pairs, now = zip(wallet_ids, rows[0::2], rows[1::2], strict=True), self._clock()
         return {wallet_id: _wallet(row).at(now) if row and state == b"ready" else None for wallet_id, state, row in pairs}
+
+    async def note_refused(self, needed: Mapping[str, int]) -> None:
+        """Remember wallets that had a call refused for want of balance, each with the least that a call needed, in nanos."""
+        try:
+            await self._redis.zadd(_REFUSED_KEY, dict(needed), lt=True)
+        except (RedisError, OSError) as error:
+            raise StoreError(f"Redis cannot answer: {type(error).__name__}") from error
+
+    async def refused_wallets(self, limit: int) -> dict[str, int]:
+        """Wallet -> what the least of its refused calls needed, in nanos."""
+        try:
+            found = await self._redis.zrange(_REFUSED_KEY, 0, limit - 1, withscores=True)
+        except (RedisError, OSError) as error:
+            raise StoreError(f"Redis cannot answer: {type(error).__name__}") from error
+        return {wallet_id.decode(): int(needed) for wallet_id, needed in found}
+
+    async def forget_refused(self, wallet_ids: Sequence[str]) -> None:
+        """What these wallets' refusals ask for has been written down."""
+        try:
+            await self._redis.zrem(_REFUSED_KEY, *wallet_ids)
+        except (RedisError, OSError) as error:
+            raise StoreError(f"Redis cannot answer: {type(error).__name__}") from error
 
     async def scope_counters(self, scopes: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
         """The counters (fields of money.lua's `l` hash) of each (wallet id, scope id); {} where nothing was ever counted."""

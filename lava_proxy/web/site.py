@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable
-from typing import cast
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any, cast
 
 from aiohttp import web
 
 from lava_proxy.domain.errors import LavaError
+from lava_proxy.web.api_reference import ApiReference
 from lava_proxy.web.assets import Assets
 from lava_proxy.web.dashboard.dashboard import Dashboard, DashboardDependencies
 from lava_proxy.web.docs import Docs
@@ -24,9 +25,12 @@ class Site:
         self._pages = Pages(self._assets)
         self._dashboard = Dashboard(self._pages, dashboard) if dashboard is not None else None
 
-    def routes(self) -> list[web.RouteDef]:
+    def routes(self, api_document: Mapping[str, Any] | None = None) -> list[web.RouteDef]:
+        """`api_document` is the API's OpenAPI document, for its reference page; without one there is no such page."""
         dashboard = self._dashboard.routes() if self._dashboard is not None else []
-        return [*self._assets.routes(), *self._guarded([*Docs(self._pages).routes(), *dashboard])]
+        # Before the guides, whose pattern would take its address.
+        reference = ApiReference(self._pages, api_document).routes() if api_document is not None else []
+        return [*self._assets.routes(), *self._guarded([*reference, *Docs(self._pages).routes(), *dashboard])]
 
     async def home(self, request: web.Request) -> web.Response | None:
         """Where `/` leads the signed-in; None for everybody else."""

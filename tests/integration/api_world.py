@@ -16,14 +16,21 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from lava_proxy import settings
 from lava_proxy.api.application import ApiDependencies, build_application
+from lava_proxy.api.payments import PaymentServices
+from lava_proxy.billing.accounts import Accounts
+from lava_proxy.billing.cards import Cards
+from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rows import RowStarts, json_text, opening_row
 from lava_proxy.domain.catalog import Grant, Tier
 from lava_proxy.notify.webhook_client import WebhookClient
+from lava_proxy.payments.sandbox import SandboxProcessor
 from lava_proxy.stores import outbox as outbox_module
 from lava_proxy.stores import postgres
+from lava_proxy.stores.account_store import AccountStore
 from lava_proxy.stores.balance_store import BalanceStore
 from lava_proxy.stores.catalog_store import CatalogStore, Connection, Merchant, Meter
+from lava_proxy.stores.charge_store import ChargeStore
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.ledger_store import LedgerStore
@@ -183,6 +190,20 @@ async def sell(stores: Stores, shop: Shop, *, flush: bool = True, by_meter: bool
     return request_id
 
 
+def payments(stores: Stores) -> PaymentServices:
+    """Cards and charges at the sandbox processor."""
+    store, funding, accounts = ChargeStore(stores.pool), Funding(stores.catalog, stores.balances), AccountStore(stores.pool)
+    processor = SandboxProcessor(stores.pool, clock=lambda: CLOCK, base_url="http://sandbox.test/")
+    charges = Charges(store, processor, funding, lambda: CLOCK)
+    return PaymentServices(
+        charges=charges,
+        charge_store=store,
+        cards=Cards(store, processor, charges, lambda: CLOCK),
+        accounts=Accounts(accounts, funding, charges, lambda: CLOCK),
+        account_store=accounts,
+    )
+
+
 def dependencies(stores: Stores, **changes: Any) -> ApiDependencies:
     """The API over these stores, its health never remembered."""
     values: dict[str, Any] = {
@@ -191,6 +212,7 @@ def dependencies(stores: Stores, **changes: Any) -> ApiDependencies:
         "outbox": stores.outbox,
         "merchant_stores": open_merchant_stores(stores.pool, stores.redis, stores.catalog, stores.vault, lambda: CLOCK),
         "funding": Funding(stores.catalog, stores.balances),
+        "payments": payments(stores),
         "usage": UsageStore(stores.pool),
         "request_export": RequestExport(stores.pool),
         "webhooks": stores.webhooks,

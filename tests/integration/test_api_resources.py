@@ -436,7 +436,7 @@ async def test_what_is_not_built_yet_says_so(client: Client, acme: Shop) -> None
     for method, path in (
         ("POST", "/v1/checkout_sessions"),
         ("GET", "/v1/flex/customers"),
-        ("POST", "/v1/wallet/fund"),
+        ("POST", "/v1/flex/checkout_sessions"),
     ):
         status, error = await refused(client, path, acme, method)
         assert (status, error["code"]) == (501, "not_implemented") and "not built" in error["message"]

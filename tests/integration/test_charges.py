@@ -427,8 +427,8 @@ async def test_a_refund_takes_back_what_was_credited_once(cards: CardWorld) -> N
 
 async def clawed(cards: CardWorld, wallet_id: str) -> int:
     """What adjustments took from a wallet, in cents."""
-    rows = await cards.world.fetch("SELECT delta_nanos FROM charge_adjustment WHERE wallet_id = $1", wallet_id)
-    return -sum(row["delta_nanos"] for row in rows) // NANOS_PER_CENT
+    rows = await cards.world.fetch("SELECT amount_nanos FROM credit WHERE kind = 'adjust' AND wallet_id = $1", wallet_id)
+    return -sum(row["amount_nanos"] for row in rows) // NANOS_PER_CENT
 
 
 @pytest.mark.parametrize("kind", ["drop_before", "drop_after", "error_before", "error_after"])

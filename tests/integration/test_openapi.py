@@ -13,12 +13,18 @@ from openapi_spec_validator import validate
 from lava_proxy.api.application import build_application
 from lava_proxy.domain.limits import KeyRules, Limits
 from lava_proxy.domain.plans import Terms
+from lava_proxy.payments.processor import CardDetails
 from lava_proxy.stores.plan_store import BundleDraft, PlanStore
 from tests.engines import RunningEngines
-from tests.integration.api_world import CLOCK, USD, Shop, Stores, dependencies, open_shop, opened_stores, sell, served
+from tests.integration.api_world import CLOCK, USD, Shop, Stores, dependencies, open_shop, opened_stores, payments, sell, served
 
 Client = TestClient[Any, Any]
 NONE = ["none_such"]
+BODIES = {
+    "/v1/customers/{customer}/wallet/fund": {"amount": "10.00"},
+    "/v1/customers/{customer}/adjustments": {"amount": "1.00", "reason": "x"},
+}
+"""What must be sent where an empty object is not enough."""
 METHODS = ("get", "post", "put", "patch", "delete")
 
 
@@ -98,7 +104,7 @@ async def test_no_operation_shows_or_changes_another_merchants_thing(
             target = path
             for name, reference in zip(ids, references, strict=True):
                 target = target.replace(f"{{{name}}}", reference)
-            body = {} if method in ("post", "put", "patch") else None
+            body = BODIES.get(path, {}) if method in ("post", "put", "patch") else None
             async with client.request(method, target, headers=rival.headers, json=body) as answer:
                 assert answer.status == 404, f"{method} {target}: {await answer.text()}"
                 assert (await answer.json())["error"]["code"] == "not_found"
@@ -132,7 +138,17 @@ async def things(stores: Stores, shop: Shop) -> dict[str, list[str]]:
         "spend_key": [spend_key.spend_key_id],
         "secret_key": [secret_key["secret_key_id"]],
         "wallet_key": ["wk_1"],
+        "charge": [await paid_charge(stores, shop)],
     }
+
+
+async def paid_charge(stores: Stores, shop: Shop) -> str:
+    services = payments(stores)
+    person_id = await services.charge_store.wallet_person_made(shop.customer.wallet_id, CLOCK)
+    await services.cards.add(person_id, CardDetails(number="4242424242424242", expiry_month=12, expiry_year=2034))
+    charge = await services.accounts.fund(shop.merchant.merchant_id, shop.customer.wallet_id, 10 * USD, return_url="http://x/")
+    await stores.flush()
+    return charge.charge_id
 
 
 def own_paths(document: dict[str, Any], named: dict[str, list[str]]) -> list[str]:

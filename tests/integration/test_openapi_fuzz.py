@@ -6,6 +6,7 @@ import asyncio
 import os
 import sys
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from yarl import URL
 from lava_proxy.domain.limits import KeyRules, Limits
 from lava_proxy.providers.model_list import ListedModel
 from tests.engines import RunningEngines
-from tests.integration.api_world import Shop, Stores, dependencies, open_shop, opened_stores, sell, served
+from tests.integration.api_world import CLOCK, Shop, Stores, dependencies, open_shop, opened_stores, sell, served
 
 EXAMPLES = os.environ.get("LAVA_FUZZ_EXAMPLES", "6")
 # Not `positive_data_acceptance`: that a phone number must be possible, or a cursor one of ours, no schema can say.
@@ -44,6 +45,12 @@ async def shop(stores: Stores, tmp_path: Path) -> Shop:
         "model": MODEL.model,
         "secret_key": secret_key["secret_key_id"],
     }
+    webhook = await stores.webhooks.create(
+        shop.merchant.merchant_id, name="w", url="https://hooks.example/w", vocabulary="customer", events=None, status="active",
+        now=CLOCK,
+    )  # fmt: skip
+    delivery = await stores.webhooks.add_test(webhook, CLOCK, timedelta(seconds=9))
+    named |= {"webhook": webhook.webhook_id, "delivery": delivery.delivery_id, "wallet_key": "wk_1"}
     lines = [f'"path.{name}" = "{identifier}"' for name, identifier in named.items()]
     (tmp_path / "schemathesis.toml").write_text("\n".join(["[parameters]", *lines]))
     return shop

@@ -7,6 +7,7 @@ import hashlib
 import re
 import tomllib
 from importlib import resources
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -15,11 +16,13 @@ from aiohttp.test_utils import TestClient, TestServer
 from lava_proxy.web.pages import icon, usd
 from lava_proxy.web.site import Site
 
+DOCUMENT: dict[str, Any] = {"info": {"title": "API", "version": "1"}, "paths": {}}
+
 
 @pytest.fixture
 async def client():  # type: ignore[no-untyped-def]
     application = web.Application()
-    application.add_routes(Site().routes())
+    application.add_routes(Site().routes(DOCUMENT))
     async with TestClient(TestServer(application)) as client:
         yield client
 
@@ -38,6 +41,16 @@ async def test_every_guide_is_a_page_whose_links_and_assets_lead_somewhere(clien
             assert found.status == 200 and "immutable" in found.headers["Cache-Control"], asset
         anchors = set(re.findall(r'id="([^"]+)"', text))
         assert {link for link in re.findall(r'href="#([^"]+)"', text)} <= anchors
+
+
+async def test_links_between_guides_lead_to_their_sections(client: TestClient) -> None:  # type: ignore[type-arg]
+    """Those into the API reference go by the names of its operations, which test_api_reference.py looks at."""
+    first = await (await client.get("/docs")).text()
+    for guide in set(re.findall(r'href="(/docs/[a-z-]+)"', first)):
+        text = await (await client.get(guide)).text()
+        for page, anchor in re.findall(r'href="(/docs/[a-z-]+)#([^"]+)"', text):
+            if page != "/docs/api":
+                assert f'id="{anchor}"' in await (await client.get(page)).text(), (guide, page, anchor)
 
 
 async def test_an_asset_of_another_version_and_an_unknown_guide_are_pages_that_say_404(client: TestClient) -> None:  # type: ignore[type-arg]
