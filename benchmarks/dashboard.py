@@ -32,6 +32,7 @@ from aiohttp import web
 from benchmarks.usage import CUSTOMERS, analyse, engine_options, quantile, seed
 from lava_proxy import settings
 from lava_proxy.api.envelope import answer_errors
+from lava_proxy.api.openapi import OpenApi
 from lava_proxy.app.embedded import EmbeddedEngines
 from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
@@ -116,6 +117,7 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
     funding, charge_store = Funding(catalog, BalanceStore(HotRedis(redis_url))), ChargeStore(pool)
     webhook_client = WebhookClient(timeout_s=2, connections_max=1, allow_private=True, clock=lambda: datetime.now(UTC))
     site = Site(
+        OpenApi([]).value,
         DashboardDependencies(
             pool=pool,
             catalog=catalog,
@@ -135,7 +137,7 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
             sessions=DashboardSessions(redis),
             audit_log=audit_log,
             public_url="http://127.0.0.1/",
-        )
+        ),
     )
     application = web.Application(middlewares=[answer_errors])
     application.add_routes(site.routes())

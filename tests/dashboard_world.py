@@ -13,7 +13,7 @@ from aiohttp import CookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
 
 from lava_proxy import settings
-from lava_proxy.api.application import build_application
+from lava_proxy.api.application import OPENAPI_DOCUMENT, build_application
 from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
 from lava_proxy.payments.sandbox import SandboxProcessor
@@ -125,8 +125,12 @@ async def dashboard_world(
             **changes,
         }
     )
-    site = Site(deps)
-    application: web.Application = build_application(dependencies(stores, clock=business, home=site.home))
+
+    async def home(request: web.Request) -> web.Response | None:
+        return await site.home(request)
+
+    application: web.Application = build_application(dependencies(stores, clock=business, home=home))
+    site = Site(application[OPENAPI_DOCUMENT], deps)
     application.add_routes(site.routes())
     server = TestServer(application)
     world = DashboardWorld(

@@ -205,7 +205,10 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     cards = open_card_payments(stores.pool, funding, config, settings)
     registry, prices = registry_of(config, settings), prices_of(settings)
     merchant_stores = open_merchant_stores(stores.pool, stores.redis, stores.catalog, vault_of(config), clock)
-    site = Site(_dashboard_of(stores, merchant_stores, funding, config, cards, webhook_client, registry, prices))
+
+    async def home(request: web.Request) -> web.Response | None:
+        return await site.home(request)
+
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
@@ -227,10 +230,12 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             status_links={"API base": config.base_url},
             first_call=config.first_call,
             processor_routes=cards.routes(),
-            home=site.home,
+            home=home,
         )
     )
-    application.add_routes(site.routes(application[OPENAPI_DOCUMENT]))
+    dashboard = _dashboard_of(stores, merchant_stores, funding, config, cards, webhook_client, registry, prices)
+    site = Site(application[OPENAPI_DOCUMENT], dashboard)
+    application.add_routes(site.routes())
     # The gateway has bounded the head already; aiohttp's own, smaller bounds would answer without our envelope.
     head_bytes_max = settings.http.head_bytes_max
     runner = web.AppRunner(

@@ -18,19 +18,19 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
-    """The pages for people; without what a dashboard needs, the guides alone."""
+    """The pages for people. `api_document` is the API's OpenAPI document, for its reference; `dashboard`: what that needs."""
 
-    def __init__(self, dashboard: DashboardDependencies | None = None) -> None:
+    def __init__(self, api_document: Mapping[str, Any], dashboard: DashboardDependencies | None = None) -> None:
         self._assets = Assets()
         self._pages = Pages(self._assets)
+        self._reference = ApiReference(self._pages, api_document)
         self._dashboard = Dashboard(self._pages, dashboard) if dashboard is not None else None
 
-    def routes(self, api_document: Mapping[str, Any] | None = None) -> list[web.RouteDef]:
-        """`api_document` is the API's OpenAPI document, for its reference page; without one there is no such page."""
+    def routes(self) -> list[web.RouteDef]:
+        # The reference before the guides, whose pattern would take its address.
         dashboard = self._dashboard.routes() if self._dashboard is not None else []
-        # Before the guides, whose pattern would take its address.
-        reference = ApiReference(self._pages, api_document).routes() if api_document is not None else []
-        return [*self._assets.routes(), *self._guarded([*reference, *Docs(self._pages).routes(), *dashboard])]
+        guarded = [*self._reference.routes(), *Docs(self._pages).routes(), *dashboard]
+        return [*self._assets.routes(), *self._guarded(guarded)]
 
     async def home(self, request: web.Request) -> web.Response | None:
         """Where `/` leads the signed-in; None for everybody else."""
@@ -47,7 +47,10 @@ class Site:
             try:
                 return await handler(request)
             except LavaError as error:
-                return self._failure(request, error.status, error.message)
+                response = self._failure(request, error.status, error.message)
+                if error.status in (429, 503):
+                    response.headers["Retry-After"] = str(getattr(error, "retry_after_s", None) or 1)
+                return response
             except web.HTTPNotFound:
                 return self._failure(request, 404, "There is nothing at this address.")
 

@@ -213,7 +213,7 @@ def test_the_theme_is_kept_and_a_filter_can_be_typed_and_cleared(browser: Any, d
     visitor.context.close()
 
 
-def test_the_link_of_dev_signs_in_once_and_a_command_makes_more(daemon: Daemon) -> None:
+def test_the_link_of_dev_signs_in_once_and_a_command_makes_more(browser: Any, daemon: Daemon) -> None:
     def status(address: str) -> int:
         class Stay(urllib.request.HTTPRedirectHandler):
             def redirect_request(self, *_: Any) -> None:
@@ -228,6 +228,11 @@ def test_the_link_of_dev_signs_in_once_and_a_command_makes_more(daemon: Daemon) 
 
     for link in (daemon.info["dashboard_link"], daemon.cli("dashboard", "link")["dashboard_link"]):
         assert (status(link), status(link)) == (303, 410)
+    visitor = Visitor(browser, daemon)
+    visitor.go("/dashboard/audit?action=session.link")
+    assert "Command line" in visitor.page.inner_text("tbody") and "session.link" in visitor.page.inner_text("tbody")
+    assert visitor.complaints == [] and visitor.violations() == []
+    visitor.context.close()
     made = daemon.cli("merchant", "create", "--name", "Second")
     assert status(made["dashboard_link"]) == 303
 

@@ -31,7 +31,7 @@ def document() -> dict[str, Any]:
 @pytest.fixture
 async def page(document: dict[str, Any]) -> str:
     application = web.Application()
-    application.add_routes(Site().routes(document))
+    application.add_routes(Site(document).routes())
     async with TestClient(TestServer(application)) as client:
         answer = await client.get("/docs/api")
         assert answer.status == 200 and "script-src 'self'" in answer.headers["Content-Security-Policy"]

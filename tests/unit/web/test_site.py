@@ -22,7 +22,7 @@ DOCUMENT: dict[str, Any] = {"info": {"title": "API", "version": "1"}, "paths": {
 @pytest.fixture
 async def client():  # type: ignore[no-untyped-def]
     application = web.Application()
-    application.add_routes(Site().routes(DOCUMENT))
+    application.add_routes(Site(DOCUMENT).routes())
     async with TestClient(TestServer(application)) as client:
         yield client
 
