@@ -19,6 +19,7 @@ import orjson
 import structlog
 
 from lava_proxy import tasks, telemetry
+from lava_proxy.billing.report_answers import Changing, ReportAnswers, reported_row
 from lava_proxy.billing.report_body import ReportBody, read_report
 from lava_proxy.billing.request_object import request_object
 from lava_proxy.billing.rows import RowStarts, breakdown_text, closing_row, json_text, packed
@@ -34,7 +35,7 @@ from lava_proxy.stores.balance_store import BalanceStore, Moved, Report, ReportC
 from lava_proxy.stores.billing_terms import BillingTerms
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.hot_redis import Ambiguous
-from lava_proxy.stores.ids import at_ms, created_at, new_id
+from lava_proxy.stores.ids import at_ms, created_at, created_ms, new_id
 from lava_proxy.stores.ledger_store import LedgerStore, as_stored
 from lava_proxy.stores.outbox import OutboxEntry
 
@@ -116,6 +117,7 @@ class Reporting:
         self._keep_ms = settings.keep_s * 1000
         self._check = _LedgerCheck(ledger, settings.ledger_check_ms / 1000) if settings.ledger_check_ms else None
         self._starts = RowStarts()
+        self._answers = ReportAnswers()
         self._grants: dict[tuple[str, str, str], Grant] = {}
         self._of_connection: dict[str, set[tuple[str, str, str]]] = {}  # which of them are a connection's
         self._positions: dict[tuple[str, str], int] = {}  # where tier counters stood lately: a guess that the script checks
@@ -392,7 +394,7 @@ class Reporting:
         if reply.fresh:
             self._at(item, reply.position + item.charge.units)
             self._count(item)
-            return self._shown(item, self._row_of(item, reply))
+            return self._fresh_answer(item, reply)
         if reply.row:
             return await self._stored_answer(item, as_stored(_entry(item, reply)))
         try:
@@ -423,37 +425,48 @@ class Reporting:
     def _shown(self, item: _Item, row: Mapping[str, Any], version: MeterVersion | None = None) -> Answer:
         return Answer(item.said.request_key, row["request_id"], packed(request_object(row, version or item.meter)))
 
+    def _fresh_answer(self, item: _Item, reply: Reported) -> Answer:
+        said, charge = item.said, item.charge
+        template = None
+        if item.cost is None:
+            template = self._answers.template(item.grant, item.meter, item.provider.name, said.model, said.usage, charge)
+        if template is None:
+            return self._shown(item, self._row_of(item, reply))
+        usage = item.usage
+        values = Changing(
+            packed(said.request_key),
+            packed(said.metadata or {}),
+            reply.flags,
+            usage.input_tokens,
+            usage.output_tokens,
+            charge.units,
+            reply.charge_nanos,
+            created_ms(reply.request_id) // 1000,
+            reply.at_ms // 1000,
+        )
+        return Answer(said.request_key, reply.request_id, template.body(values))
+
     def _row_of(self, item: _Item, reply: Reported, status: str = "completed") -> dict[str, Any]:
         """The row as it will be read from Postgres: what `request_object` looks at."""
-        said, grant, meter, cost, charge = item.said, item.grant, item.meter, item.cost, item.charge
-        return {
+        said, cost = item.said, item.cost
+        row = reported_row(
+            item.grant,
+            item.meter,
+            provider=item.provider.name,
+            model=said.model,
+            cost_nanos=cost.nanos if cost is not None else 0,
+            price_version=self._prices.version if cost is not None else None,
+        )
+        lines = [(line.tier.start, line.tier.rate, line.units, line.cost_nanos) for line in item.charge.breakdown]
+        return row | {
             "request_id": reply.request_id,
             "request_key": said.request_key,
-            "connection_id": grant.connection_id,
-            "meter_id": meter.meter_id,
-            "meter_version": meter.version_id,
             "status": status,
-            "outcome": _COMPLETED,
-            "provenance": _REPORTED,
-            "provider": item.provider.name,
-            "provider_key_type": "stored",
-            "model": said.model,
-            "endpoint": ENDPOINT,
-            "api": API,
-            "streamed": False,
-            "response_id": None,
-            "http_status": None,
-            "billed": True,
             "usage": said.usage,
-            "cost_nanos": cost.nanos if cost is not None else 0,
             "charge_nanos": reply.charge_nanos,
-            "breakdown": {"charge": [(line.tier.start, line.tier.rate, line.units, line.cost_nanos) for line in charge.breakdown]},
-            "price_version": self._prices.version if cost is not None else None,
-            "service_tier": None,
+            "breakdown": {"charge": lines},
             "flags": reply.flags,
             "metadata": said.metadata,
-            "timings": None,
-            "spend_key_id": None,
             "created_at": created_at(reply.request_id),
             "completed_at": at_ms(reply.at_ms),
         }

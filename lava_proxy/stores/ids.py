@@ -6,10 +6,12 @@ import hashlib
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from random import getrandbits
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = tuple(a + b for a in _CROCKFORD for b in _CROCKFORD)
+_TIME_LETTERS, _RANDOM_LETTERS = 10, 16
 _VALUE = {letter: value for value, letter in enumerate(_CROCKFORD)}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -42,12 +44,17 @@ def ulid_of(prefix: str, milliseconds: int, randomness: bytes) -> str:
 def created_ms(identifier: str) -> int:
     """Milliseconds since 1970 out of an id made by new_id. Raises ValueError for other ids."""
     text = identifier.rsplit("_", 1)[-1]
-    if len(text) != 26:
-        raise ValueError(f"not an id with a time in it: {identifier[:60]!r}")
+    try:
+        return _time_of(text[:_TIME_LETTERS]) if len(text) == _TIME_LETTERS + _RANDOM_LETTERS else _time_of("-")
+    except KeyError:
+        raise ValueError(f"not an id with a time in it: {identifier[:60]!r}") from None
+
+
+@lru_cache(maxsize=1024)
+def _time_of(letters: str) -> int:
+    """Of the ids made in one millisecond these letters are the same. Raises KeyError where they are none."""
     value = 0
-    for letter in text[:10]:
-        if letter not in _VALUE:
-            raise ValueError(f"not an id with a time in it: {identifier[:60]!r}")
+    for letter in letters:
         value = value * 32 + _VALUE[letter]
     return value
 
@@ -57,6 +64,7 @@ def created_at(identifier: str) -> datetime:
     return at_ms(created_ms(identifier))
 
 
+@lru_cache(maxsize=1024)
 def at_ms(milliseconds: int) -> datetime:
     """Aware UTC of milliseconds since 1970, without a float in between."""
     return _EPOCH + timedelta(milliseconds=milliseconds)

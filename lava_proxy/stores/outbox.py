@@ -20,7 +20,7 @@ from lava_proxy.stores.hot_redis import VERIFIED_KEY
 _REFUSED_KEY = "lava:refused"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)  # not frozen: made for every row
 class OutboxEntry:
     """One change of a wallet as the money script wrote it."""
 

@@ -164,11 +164,11 @@ def _units(usage: bytes) -> Mapping[str, Any]:
 
 def _count(units: Mapping[str, Any], name: str) -> int | Decimal:
     value = units.get(name, 0)
+    if type(value) is int and 0 <= value <= _UNITS_MAX:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | Decimal | float):
         return 0
-    return (
-        value if isinstance(value, int) and 0 <= value <= _UNITS_MAX else min(max(Decimal(value), Decimal(0)), Decimal(_UNITS_MAX))
-    )
+    return min(max(Decimal(value), Decimal(0)), Decimal(_UNITS_MAX))
 
 
 def _micros(seconds: int | Decimal) -> int:

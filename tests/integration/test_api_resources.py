@@ -451,7 +451,7 @@ async def test_an_unknown_path_is_a_404_and_another_method_a_405_in_the_envelope
     assert (await refused(client, "/v1/nonsense", acme))[0] == 404
     assert (await refused(client, "/nonsense"))[0] == 404
     async with client.delete("/v1/requests", headers=acme.headers) as answer:
-        assert answer.status == 405 and answer.headers["Allow"] == "GET, HEAD"
+        assert answer.status == 405 and answer.headers["Allow"] == "GET, HEAD, POST"
         assert (await answer.json())["error"]["code"] == "method_not_allowed"
     assert (await refused(client, "/v1/wallet", acme, "OPTIONS"))[0] == 405
 

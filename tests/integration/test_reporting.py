@@ -20,7 +20,7 @@ from lava_proxy.settings import Reports
 from lava_proxy.stores.balance_store import BalanceStore, Moved, Report, Reported, report_key, report_record
 from lava_proxy.stores.hot_redis import Ambiguous
 from lava_proxy.stores.ids import new_id
-from lava_proxy.stores.ledger_store import LedgerStore
+from lava_proxy.stores.ledger_store import REPORTED, LedgerStore
 from lava_proxy.workers.audit import rerate
 from lava_proxy.workers.credit_applier import CreditApplier
 from tests.billing_world import World
@@ -219,6 +219,24 @@ async def test_a_duplicate_after_the_window_is_found_in_postgres_and_not_debited
     await world.clean_audit()
 
 
+async def test_a_look_up_of_old_ids_takes_no_longer_because_there_are_more(world: World) -> None:
+    """35: by index before the tables' first ANALYZE too, when Postgres knows how large they are and nothing else."""
+    async with world.pool.acquire() as db, db.transaction():
+        await db.execute("INSERT INTO request_once SELECT 'mer_1', 'k-' || n, 'req_' || n FROM generate_series(1, 5000) AS n")
+        await db.execute(
+            """INSERT INTO request (request_id, merchant_id, wallet_id, status, outcome, provenance, provider, provider_key_type,
+              endpoint, api, streamed, billed, usage, cost_nanos, charge_nanos, breakdown, tier_field, tier_units, position, flags,
+              wseq, created_at, completed_at)
+            SELECT 'req_' || n, 'mer_1', 'wal_1', 'completed', 'completed', 'reported', 'reported', 'stored', '', 'report', false,
+              true, '{}', 0, 0, '{}', '', 0, 0, '', n, $1, $1 FROM generate_series(1, 5000) AS n""",
+            NOW,
+        )
+        await db.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+        await db.execute(f"PREPARE look_up (text[], text[]) AS {REPORTED}")
+        plan = [row[0] for row in await db.fetch("EXPLAIN EXECUTE look_up ('{mer_1}', '{k-1}')")]
+    assert not [line for line in plan if "Seq Scan" in line or "Hash Join" in line or "Merge Join" in line], plan
+
+
 async def test_a_duplicate_that_nobody_knew_is_given_back_and_answered_with_the_first(world: World, customer: Customer) -> None:
     """35, 29, 33, I10: Postgres was not asked, so the flusher finds it; neighbours are kept, the money comes back."""
     meter, taker = await customer.meter(), reporting(world, UNCHECKED)
@@ -353,6 +371,7 @@ async def test_a_tier_counter_never_passes_what_can_be_counted(world: World, cus
 
 async def test_cycles_follow_the_business_clock(world: World, customer: Customer) -> None:
     meter = await customer.meter((0, 5 * USD), (1_000, 1 * USD))
+    await world.pool.execute("UPDATE subscription SET status = 'cancelled'")  # without a plan, the calendar month is the cycle
     moments = iter([NOW, NOW, datetime.fromisoformat("2026-12-01T00:00:00+00:00")])
     taker = reporting(world, clock=lambda: next(moments))
     answers = [(await report(taker, customer, customer.body(key, meter, 1_000)))[0] for key in "abc"]

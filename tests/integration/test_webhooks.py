@@ -97,7 +97,7 @@ async def test_a_customer_that_was_made_is_told_with_every_signature_right(shop:
     assert (received.name, received.body["sequence"]) == (CUSTOMER_CREATED, 0)
     assert data["customer_id"] == data["customer"]["customer_id"] == made.connection_id
     assert (data["reference_id"], data["metadata"], data["contact"]["email"]) == ("user-1", {"team": "red"}, "a@b.example")
-    assert (data["subscription"], data["balance"]) == (None, "0.0000000000")
+    assert (data["subscription"]["name"], data["balance"]) == ("Free", "0.0000000000")
     assert await shop.send() == 0
 
 
