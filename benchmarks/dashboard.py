@@ -30,15 +30,21 @@ import aiohttp
 from aiohttp import web
 
 from benchmarks.usage import CUSTOMERS, analyse, engine_options, quantile, seed
+from lava_proxy import settings
 from lava_proxy.api.envelope import answer_errors
 from lava_proxy.api.openapi import OpenApi
 from lava_proxy.app.embedded import EmbeddedEngines
+from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
+from lava_proxy.notify.webhook_client import WebhookClient
+from lava_proxy.providers.prices_source import load_price_book
+from lava_proxy.providers.registry import load_registry
 from lava_proxy.stores import outbox as outbox_module
 from lava_proxy.stores import postgres
 from lava_proxy.stores.audit_log import Actor, AuditLog
 from lava_proxy.stores.balance_store import BalanceStore
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.charge_store import ChargeStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
@@ -108,6 +114,8 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
     merchant = await catalog.create_merchant("bench")
     key = await catalog.create_secret_key(merchant.merchant_id, "bench")
     audit_log = AuditLog(pool)
+    funding, charge_store = Funding(catalog, BalanceStore(HotRedis(redis_url))), ChargeStore(pool)
+    webhook_client = WebhookClient(timeout_s=2, connections_max=1, allow_private=True, clock=lambda: datetime.now(UTC))
     site = Site(
         OpenApi([]).value,
         DashboardDependencies(
@@ -116,11 +124,16 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
             ledger=LedgerStore(pool),
             outbox=Outbox(redis),
             merchant_stores=open_merchant_stores(pool, redis, catalog, vault),
-            funding=Funding(catalog, BalanceStore(HotRedis(redis_url))),
+            funding=funding,
             usage=UsageStore(pool),
             request_export=RequestExport(pool),
             open_calls=OpenCalls(redis),
             webhooks=WebhookStore(pool, vault),
+            webhook_client=webhook_client,
+            charges=Charges(charge_store, None, funding, lambda: datetime.now(UTC)),
+            charge_store=charge_store,
+            registry=load_registry(settings.load({}).providers_table),
+            prices=load_price_book(),
             sessions=DashboardSessions(redis),
             audit_log=audit_log,
             public_url="http://127.0.0.1/",

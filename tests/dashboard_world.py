@@ -12,9 +12,15 @@ from typing import Any
 from aiohttp import CookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
 
+from lava_proxy import settings
 from lava_proxy.api.application import OPENAPI_DOCUMENT, build_application
+from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
+from lava_proxy.payments.sandbox import SandboxProcessor
+from lava_proxy.providers.prices_source import load_price_book
+from lava_proxy.providers.registry import load_registry
 from lava_proxy.stores.audit_log import AuditLog
+from lava_proxy.stores.charge_store import ChargeStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.merchant_stores import open_merchant_stores
 from lava_proxy.stores.open_calls import OpenCalls
@@ -92,6 +98,9 @@ async def dashboard_world(
     def now() -> datetime:
         return world.now
 
+    loaded, charge_store = settings.load({}), ChargeStore(stores.pool)
+    processor = SandboxProcessor(stores.pool, clock=business, base_url=PUBLIC_URL)
+    funding = Funding(stores.catalog, stores.balances, business)
     deps = DashboardDependencies(
         **{
             "pool": stores.pool,
@@ -99,10 +108,15 @@ async def dashboard_world(
             "ledger": stores.ledger,
             "outbox": stores.outbox,
             "merchant_stores": open_merchant_stores(stores.pool, stores.redis, stores.catalog, stores.vault, business),
-            "funding": Funding(stores.catalog, stores.balances, business),
+            "funding": funding,
             "usage": UsageStore(stores.pool),
             "request_export": RequestExport(stores.pool),
             "webhooks": stores.webhooks,
+            "webhook_client": stores.webhook_client,
+            "charges": Charges(charge_store, processor, funding, business, adjust=funding.adjust),
+            "charge_store": charge_store,
+            "registry": load_registry(loaded.providers_table),
+            "prices": load_price_book(),
             "open_calls": OpenCalls(stores.redis),
             "sessions": DashboardSessions(stores.redis, now),
             "audit_log": AuditLog(stores.pool, business),

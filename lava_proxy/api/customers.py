@@ -21,7 +21,6 @@ from lava_proxy.api.fields import (
     ReferenceId,
     Timestamp,
     list_of,
-    split_name,
 )
 from lava_proxy.api.formats import balance_fields, listing, timestamp
 from lava_proxy.api.operations import Answer, Body, Operation
@@ -35,13 +34,15 @@ from lava_proxy.api.subscription_objects import (
     overage_object,
 )
 from lava_proxy.api.subscriptions import SubscriptionResource
+from lava_proxy.billing.customers import open_customer
 from lava_proxy.billing.funding import Funding
-from lava_proxy.domain.errors import Conflict, NotFound, StoreError
+from lava_proxy.domain.errors import Conflict, NotFound
 from lava_proxy.domain.plans import Overage, Subscription
 from lava_proxy.stores.catalog_store import CatalogStore, Connection
 from lava_proxy.stores.customer_store import CustomerChanges, CustomerStore
 from lava_proxy.stores.outbox import Outbox, WalletState
 from lava_proxy.stores.plan_store import PlanStore
+from lava_proxy.wire.texts import split_name
 
 CONTACT_KEYS = ("phone", "email", "first_name", "last_name")
 TAG = "Customers"
@@ -171,7 +172,10 @@ class Customers:
         if existing is not None:
             return await self._existing(existing)
         try:
-            made = await self._catalog.create_connection(
+            made = await open_customer(
+                self._catalog,
+                self._customers,
+                self._funding,
                 merchant_id,
                 reference_id=body.reference_id,
                 contact={key: value for key, value in contact_changes(body).items() if value is not None},
@@ -182,12 +186,6 @@ class Customers:
             if existing is None:
                 raise
             return await self._existing(existing)
-        try:
-            await self._funding.open_wallet(made.wallet_id)
-        except StoreError:
-            # Nobody knows its id yet, so a repeat would make another one: this one must not stay.
-            await self._customers.delete(merchant_id, made.connection_id)
-            raise
         return await self._answer(made, status=201)
 
     async def change(self, request: web.Request, body: CustomerPatch) -> web.Response:

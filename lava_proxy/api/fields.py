@@ -13,16 +13,23 @@ from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
 import orjson
-import phonenumbers
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, create_model, field_validator
 
 from lava_proxy.api.operations import Answer, QueryString
 from lava_proxy.domain.errors import NotFound
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX, NANOS_PER_USD, Nanos, parse_usd
 from lava_proxy.stores.ids import created_ms
+from lava_proxy.wire.texts import (
+    EMAIL_CHARS_MAX,
+    TEXT_CHARS_MAX,
+    checked_email,
+    checked_name,
+    checked_phone,
+    checked_reference_id,
+    checked_text,
+    is_reference,
+)
 
-TEXT_CHARS_MAX = 255
-EMAIL_CHARS_MAX = 254
 METADATA_BYTES_MAX = 16_384
 METADATA_DEPTH_MAX = 16
 FILTER_PAIRS_MAX = 100
@@ -32,17 +39,11 @@ WHOLE_MAX = 2**53
 """The largest whole number that every JSON reader keeps exactly."""
 
 _LIMIT = re.compile(r"[0-9]{1,3}")
-_EMAIL = re.compile(r"[^@\s]+@[^@\s]+")
 _METADATA_KEY = re.compile(r"[A-Za-z0-9_]{1,255}")
 _FILTERS_ACCEPTED = 'accepted is a JSON array of at most 100 ["key", "value"] pairs of text'
 
 
 # -- checks that fields share
-
-
-def is_reference(value: str) -> bool:
-    """Can this be an id or a reference id? (Never a NUL, which Postgres refuses.)"""
-    return 0 < len(value) <= TEXT_CHARS_MAX and value.isprintable()
 
 
 def is_id(text: str, prefix: str) -> bool:
@@ -59,55 +60,6 @@ def checked_reference(value: str, what: str = "thing") -> str:
     if not is_reference(value):
         raise NotFound(f"No such {what} of yours.")
     return value
-
-
-def split_name(name: str) -> tuple[str | None, str | None]:
-    """First and last name of a full name: what comes before the last space, and what comes after it."""
-    words = name.split()
-    if len(words) < 2:
-        return (words[0] if words else None), None
-    return " ".join(words[:-1]), words[-1]
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str) or not is_reference(value):
-        raise ValueError(f"accepted are 1 to {TEXT_CHARS_MAX} printable characters")
-    return value
-
-
-def _name(value: object) -> str:
-    text = _text(value)
-    if not text.strip():
-        raise ValueError(f"accepted are 1 to {TEXT_CHARS_MAX} printable characters, not only spaces")
-    return text
-
-
-def _reference_id(value: object) -> str:
-    text = _name(value)
-    if text.startswith("con_"):
-        raise ValueError("a reference_id may not start with con_, which our own ids do")
-    return text
-
-
-def _email(value: object) -> str:
-    good = isinstance(value, str) and len(value) <= EMAIL_CHARS_MAX and value.isprintable() and _EMAIL.fullmatch(value)
-    if not good:
-        raise ValueError("accepted is an e-mail address such as ada@example.com")
-    return str(value)
-
-
-def _phone(value: object) -> str:
-    """E.164. Numbers that exist nowhere but could (such as +1 555 0100) are taken: tests and demonstrations use them."""
-    message = "accepted is a phone number with its country code, such as +14155550123"
-    if not isinstance(value, str) or len(value) > 40 or not value.startswith("+") or not value.isascii():
-        raise ValueError(message)
-    try:
-        number = phonenumbers.parse(value, None)
-    except phonenumbers.NumberParseException:
-        raise ValueError(message) from None
-    if not phonenumbers.is_possible_number(number) or number.extension:
-        raise ValueError(message)
-    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 
 
 def _usd(value: object) -> Nanos:
@@ -218,25 +170,27 @@ def _is_pair(pair: object) -> bool:
 
 _LINE: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": TEXT_CHARS_MAX}
 
-Text = Annotated[str, PlainValidator(_text), WithJsonSchema(_LINE)]
+Text = Annotated[str, PlainValidator(checked_text), WithJsonSchema(_LINE)]
 """1 to 255 printable characters."""
 
-Name = Annotated[str, PlainValidator(_name), WithJsonSchema(_LINE | {"examples": ["Support chat"]})]
+Name = Annotated[str, PlainValidator(checked_name), WithJsonSchema(_LINE | {"examples": ["Support chat"]})]
 """1 to 255 printable characters, not only spaces."""
 
 ReferenceId = Annotated[
     str,
-    PlainValidator(_reference_id),
+    PlainValidator(checked_reference_id),
     WithJsonSchema(_LINE | {"description": "Your own id for it; not starting with con_.", "examples": ["user-42"]}),
 ]
 """A merchant's own id of a customer."""
 
-Email = Annotated[str, PlainValidator(_email), WithJsonSchema({"type": "string", "format": "email", "maxLength": EMAIL_CHARS_MAX})]
+Email = Annotated[
+    str, PlainValidator(checked_email), WithJsonSchema({"type": "string", "format": "email", "maxLength": EMAIL_CHARS_MAX})
+]
 """An address with one @; whether it exists is for a message to find out."""
 
 Phone = Annotated[
     str,
-    PlainValidator(_phone),
+    PlainValidator(checked_phone),
     WithJsonSchema({"type": "string", "description": "With its country code; answered in E.164.", "examples": ["+14155550123"]}),
 ]
 """A phone number, as E.164."""

@@ -14,9 +14,9 @@ from aiohttp.typedefs import Middleware
 
 from lava_proxy.api.authentication import has_merchant, merchant_of
 from lava_proxy.api.envelope import Handler
-from lava_proxy.api.fields import TEXT_CHARS_MAX, is_reference
 from lava_proxy.domain.errors import CallerError, StoreError
 from lava_proxy.stores.idempotent_answers import IdempotentAnswers, KeptAnswer
+from lava_proxy.wire.texts import TEXT_CHARS_MAX, is_reference
 
 HEADER = "Idempotency-Key"
 REPLAYED = "Idempotent-Replayed"

@@ -17,20 +17,9 @@ from lava_proxy.domain.catalog import MeterVersion, RateType, Tier, TierType, To
 from lava_proxy.domain.errors import CallerError, NotFound
 from lava_proxy.domain.fees import format_tier, parse_tiers
 from lava_proxy.stores.catalog_store import CatalogStore, Meter
-from lava_proxy.stores.meter_store import SLUG_CHARS_MAX, MeterStore
+from lava_proxy.stores.meter_store import SLUG_CHARS_MAX, MeterStore, checked_slug
 
 TAG = "Meters"
-_SLUG_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
-_OUR_PREFIXES = ("prd_", "prds_")
-
-
-def _slug(value: object) -> str:
-    good = isinstance(value, str) and 0 < len(value) <= SLUG_CHARS_MAX and _SLUG_LETTERS.issuperset(value)
-    if not good or str(value).startswith(_OUR_PREFIXES):
-        raise ValueError(
-            f"accepted are 1 to {SLUG_CHARS_MAX} letters, digits, dots, hyphens and underscores, not starting with prd_ or prds_"
-        )
-    return str(value)
 
 
 def _raw_tiers(value: object) -> list[Any]:
@@ -42,7 +31,7 @@ def _raw_tiers(value: object) -> list[Any]:
 
 Slug = Annotated[
     str,
-    PlainValidator(_slug),
+    PlainValidator(checked_slug),
     WithJsonSchema({"type": "string", "pattern": f"^[A-Za-z0-9._-]{{1,{SLUG_CHARS_MAX}}}$", "examples": ["chat"]}),
 ]
 # Clients send text; numbers are read with the digits they have.

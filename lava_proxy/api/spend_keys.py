@@ -17,7 +17,7 @@ from lava_proxy.api.formats import listing, timestamp
 from lava_proxy.api.operations import Answer, LenientBody, Operation, checked
 from lava_proxy.api.queries import path_reference
 from lava_proxy.domain.errors import CallerError, NotFound
-from lava_proxy.domain.limits import COUNT_MAX, Cycle, KeyRules, Limits, RequestShape, cycle_id, limits_document, parse_limits
+from lava_proxy.domain.limits import COUNT_MAX, Cycle, KeyRules, Limits, RequestShape, limits_document, parse_limits, use_of
 from lava_proxy.domain.money import format_usd
 from lava_proxy.stores.catalog_store import CatalogStore, SpendKey
 from lava_proxy.stores.ids import at_ms
@@ -238,9 +238,7 @@ def spend_key_object(key: SpendKey, counted: Mapping[str, str], now: datetime) -
     Spend is what ended calls were charged; a call that runs counts against the limit with the most it can cost, not here.
     """
     rules, limits = key.rules, key.limits
-    in_spend_cycle = counted.get("scy") == cycle_id(limits.spend_cycle, now)
-    in_request_cycle = counted.get("rcy") == cycle_id(limits.request_cycle, now)
-    last_used_ms = int(counted.get("lu", "0"))
+    use = use_of(counted, limits, now)
     return {
         "spend_key_id": key.spend_key_id,
         "name": key.name,
@@ -252,11 +250,11 @@ def spend_key_object(key: SpendKey, counted: Mapping[str, str], now: datetime) -
         "allowed_providers": None if rules.allowed_providers is None else list(rules.allowed_providers),
         **limits_document(limits),
         "expires_at": None if rules.expires_at is None else timestamp(rules.expires_at),
-        "current_spend": format_usd(int(counted.get("sp", "0")) if in_spend_cycle else 0),
-        "total_spend": format_usd(int(counted.get("ts", "0"))),
-        "current_requests": int(counted.get("rc", "0")) if in_request_cycle else 0,
-        "total_requests": int(counted.get("tr", "0")),
-        "last_used_at": timestamp(at_ms(last_used_ms)) if last_used_ms else None,
+        "current_spend": format_usd(use.spent_nanos),
+        "total_spend": format_usd(use.spent_total_nanos),
+        "current_requests": use.requests,
+        "total_requests": use.requests_total,
+        "last_used_at": timestamp(at_ms(use.last_used_ms)) if use.last_used_ms else None,
         "created_at": timestamp(key.created_at),
     }
 

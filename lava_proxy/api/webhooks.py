@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal
 
 from aiohttp import web
@@ -15,6 +15,7 @@ from lava_proxy.api.fields import PageQuery
 from lava_proxy.api.formats import listing, timestamp
 from lava_proxy.api.operations import Answer, Body, Operation
 from lava_proxy.api.queries import path_reference
+from lava_proxy.billing.webhook_trial import send_test
 from lava_proxy.domain.errors import CallerError
 from lava_proxy.domain.webhooks import EVENT_TYPES, DeliveryState, Vocabulary, WebhookStatus, event_name, newest_name
 from lava_proxy.notify.webhook_client import URL_CHARS_MAX, WebhookClient, url_problem
@@ -228,11 +229,7 @@ class Webhooks:
     async def test(self, request: web.Request) -> web.Response:
         """One try, whatever the endpoint's status; a receiver's refusal is in the answer and disables nothing but by 410."""
         webhook = await self._found(request)
-        lease = timedelta(seconds=3 * self._client.timeout_s)
-        outgoing = await self._store.add_test(webhook, self._clock(), lease)
-        attempt = await self._client.send(outgoing)
-        await self._store.record(outgoing, attempt, self._clock(), None)
-        logged = await self._store.delivery(webhook.merchant_id, webhook.webhook_id, outgoing.delivery_id)
+        logged = await send_test(self._store, self._client, webhook, self._clock)
         return json_response(delivery_object(logged, webhook.vocabulary))
 
     async def deliveries(self, request: web.Request, query: DeliveryQuery) -> web.Response:

@@ -25,7 +25,7 @@ from redis.exceptions import RedisError
 from lava_proxy import tasks, telemetry
 from lava_proxy.api.application import OPENAPI_DOCUMENT, ApiDependencies, build_application
 from lava_proxy.api.gateway_hop import only_gateways
-from lava_proxy.app.card_payments import open_card_payments, open_overage
+from lava_proxy.app.card_payments import CardPayments, open_card_payments, open_overage
 from lava_proxy.app.hosted_checkout import open_hosted_checkout
 from lava_proxy.app.run_config import RunConfig, business_clock, control_address
 from lava_proxy.billing.funding import Funding
@@ -223,6 +223,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     clock = business_clock(config)
     funding = Funding(stores.catalog, stores.balances, clock)
     cards = open_card_payments(stores.pool, funding, config, settings)
+    registry, prices = registry_of(config, settings), prices_of(settings)
     merchant_stores = open_merchant_stores(stores.pool, stores.redis, stores.catalog, vault_of(config), clock)
     hosted = open_hosted_checkout(
         cards, stores.catalog, merchant_stores, funding, stores.outbox, VerificationCodes(stores.redis), config, settings
@@ -243,8 +244,8 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             request_export=RequestExport(stores.pool),
             webhooks=stores.webhooks,
             webhook_client=webhook_client,
-            price_version=prices_of(settings).version,
-            models=listed_models(registry_of(config, settings)),
+            price_version=prices.version,
+            models=listed_models(registry),
             clock=clock,
             metrics=lambda: _exposition(environment),
             started_at=datetime.now(UTC),
@@ -256,7 +257,8 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             checkout_sessions=hosted.resource(),
         )
     )
-    site = Site(application[OPENAPI_DOCUMENT], _dashboard_of(stores, merchant_stores, funding, config), hosted.routes)
+    dashboard = _dashboard_of(stores, merchant_stores, funding, config, cards, webhook_client, registry, prices)
+    site = Site(application[OPENAPI_DOCUMENT], dashboard, hosted.routes)
     application.add_routes(site.routes())
     if config.control_listen is not None:
         keys = (config.master_key, config.previous_master_key)
@@ -283,8 +285,15 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
 
 
 def _dashboard_of(
-    stores: Stores, merchant_stores: MerchantStores, funding: Funding, config: RunConfig
-) -> DashboardDependencies:  # fmt: skip
+    stores: Stores,
+    merchant_stores: MerchantStores,
+    funding: Funding,
+    config: RunConfig,
+    cards: CardPayments,
+    webhook_client: WebhookClient,
+    registry: Registry,
+    prices: PriceBook,
+) -> DashboardDependencies:
     """What the pages for merchants stand on."""
     clock = business_clock(config)
     return DashboardDependencies(
@@ -297,6 +306,11 @@ def _dashboard_of(
         usage=UsageStore(stores.pool),
         request_export=RequestExport(stores.pool),
         webhooks=stores.webhooks,
+        webhook_client=webhook_client,
+        charges=cards.charges,
+        charge_store=cards.store,
+        registry=registry,
+        prices=prices,
         open_calls=OpenCalls(stores.redis),
         sessions=DashboardSessions(stores.redis),
         audit_log=AuditLog(stores.pool, clock),

@@ -118,6 +118,30 @@ def cycle_end(cycle: Cycle, at: datetime) -> datetime | None:
     return None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScopeUse:
+    """What a scope has used: in the cycles of its limits, and in all. Spend is what ended calls were charged, in nano-USD."""
+
+    spent_nanos: int
+    spent_total_nanos: int
+    requests: int
+    requests_total: int
+    last_used_ms: int  # since 1970; 0: never
+
+
+def use_of(counted: Mapping[str, str], limits: Limits, now: datetime) -> ScopeUse:
+    """The use that a scope's counters (the fields of money.lua's `l` hash) tell; of the month where there is no limit."""
+    in_spend_cycle = counted.get("scy") == cycle_id(limits.spend_cycle, now)
+    in_request_cycle = counted.get("rcy") == cycle_id(limits.request_cycle, now)
+    return ScopeUse(
+        spent_nanos=int(counted.get("sp", "0")) if in_spend_cycle else 0,
+        spent_total_nanos=int(counted.get("ts", "0")),
+        requests=int(counted.get("rc", "0")) if in_request_cycle else 0,
+        requests_total=int(counted.get("tr", "0")),
+        last_used_ms=int(counted.get("lu", "0")),
+    )
+
+
 def parse_limits(document: Mapping[str, Any]) -> Limits:
     """Limits out of a JSON object's spend_limit, request_limit, rate_limit, token_limit, concurrency_limit; others ignored.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -405,11 +405,11 @@ class CatalogStore(Database):
             " FROM meter_version v JOIN meter m USING (meter_id) WHERE v.version_id = $1",
             version_id,
         )
-        return None if row is None else _version(row)
+        return None if row is None else meter_version(row)
 
     def _meter(self, row: dict[str, Any]) -> Meter:
         return Meter(
-            meter_id=row["meter_id"], merchant_id=row["merchant_id"], version=_version(row), created_at=row["created_at"],
+            meter_id=row["meter_id"], merchant_id=row["merchant_id"], version=meter_version(row), created_at=row["created_at"],
             secret=self._vault.open(row["secret_sealed"], f"meter:{row['meter_id']}"),
         )  # fmt: skip
 
@@ -541,7 +541,8 @@ def _spend_key(row: dict[str, Any]) -> SpendKey:
     return SpendKey(**row | {"rules": rules, "limits": parse_limits(row["limits"])})
 
 
-def _version(row: dict[str, Any]) -> MeterVersion:
+def meter_version(row: Mapping[str, Any]) -> MeterVersion:
+    """A version out of its columns and its meter's slug."""
     return MeterVersion(
         version_id=row["version_id"], meter_id=row["meter_id"], slug=row["meter_slug"], name=row["name"],
         rate_type=row["rate_type"], tier_type=row["tier_type"], token_basis=row["token_basis"],

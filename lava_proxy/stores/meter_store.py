@@ -7,15 +7,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from lava_proxy.domain.catalog import RateType, Tier, TierType, TokenBasis
+from lava_proxy.domain.catalog import MeterVersion, RateType, Tier, TierType, TokenBasis
 from lava_proxy.domain.errors import Conflict
-from lava_proxy.stores.catalog_store import CatalogStore, Meter
+from lava_proxy.stores.catalog_store import CatalogStore, Meter, meter_version
 from lava_proxy.stores.database import Database
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.postgres import Pool
 
 SLUG_CHARS_MAX = 100
 _TRIES = 5
+_SLUG_LETTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
+_OUR_PREFIXES = ("prd_", "prds_")
+
+
+def checked_slug(value: object) -> str:
+    """A slug as it is kept. Raises ValueError with what is accepted."""
+    good = isinstance(value, str) and 0 < len(value) <= SLUG_CHARS_MAX and _SLUG_LETTERS.issuperset(value)
+    if not good or str(value).startswith(_OUR_PREFIXES):
+        raise ValueError(
+            f"accepted are 1 to {SLUG_CHARS_MAX} letters, digits, dots, hyphens and underscores, not starting with prd_ or prds_"
+        )
+    return str(value)
 
 
 class MeterStore(Database):
@@ -103,6 +115,16 @@ class MeterStore(Database):
                 self._clock(),
             )  # fmt: skip
         return replace(meter, version=replace(new, version_id=version_id))
+
+    async def versions(self, merchant_id: str, meter_id: str) -> list[tuple[MeterVersion, datetime]]:
+        """Every price that a meter has had and since when, newest first."""
+        rows = await self._rows(
+            """SELECT v.version_id, v.meter_id, m.meter_slug, v.name, v.rate_type, v.tier_type, v.token_basis, v.tiers, v.created_at
+            FROM meter_version v JOIN meter m USING (meter_id)
+            WHERE m.merchant_id = $1 AND m.meter_id = $2 ORDER BY v.version_id DESC""",
+            merchant_id, meter_id,
+        )  # fmt: skip
+        return [(meter_version(row), row["created_at"]) for row in rows]
 
     async def archive(self, merchant_id: str, meter_id: str) -> bool:
         """New calls by it are refused; requests keep showing it. False when it is not there or was archived before."""

@@ -8,10 +8,15 @@ from datetime import UTC, datetime
 
 from aiohttp import hdrs, web
 
+from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.errors import LavaError, NotFound
+from lava_proxy.domain.prices import PriceBook
+from lava_proxy.notify.webhook_client import WebhookClient
+from lava_proxy.providers.registry import Registry
 from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.charge_store import ChargeStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.dashboard_store import DashboardStore
 from lava_proxy.stores.engine_health import Health
@@ -28,6 +33,7 @@ from lava_proxy.web.dashboard.connect import Connect
 from lava_proxy.web.dashboard.frame import Guard, View
 from lava_proxy.web.dashboard.overview import Overview
 from lava_proxy.web.dashboard.request_pages import RequestPages
+from lava_proxy.web.dashboard.selling import Family, selling_families
 from lava_proxy.web.dashboard.sign_in import SignIn
 from lava_proxy.web.pages import Pages
 
@@ -46,6 +52,11 @@ class DashboardDependencies:
     request_export: RequestExport
     open_calls: OpenCalls
     webhooks: WebhookStore
+    webhook_client: WebhookClient
+    charges: Charges
+    charge_store: ChargeStore
+    registry: Registry
+    prices: PriceBook
     sessions: DashboardSessions
     audit_log: AuditLog
     public_url: str
@@ -63,12 +74,13 @@ class Dashboard:
             pages, view, self._guard, deps.sessions, stores.secret_keys, stores.call_counts, deps.audit_log
         )  # fmt: skip
         store = DashboardStore(deps.pool)
-        self._families = (
+        self._families: tuple[Family, ...] = (
             self._sign_in,
             Overview(view, deps.usage, store, Health(deps.outbox, deps.ledger), deps.clock),
             RequestPages(view, deps.catalog, deps.ledger, deps.request_export, deps.open_calls, store, deps.clock),
             AuditPage(view, deps.audit_log),
             Connect(view, stores.login_codes, deps.audit_log),
+            *selling_families(view, deps),
         )
 
     def routes(self) -> list[web.RouteDef]:

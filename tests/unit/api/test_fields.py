@@ -23,11 +23,10 @@ from lava_proxy.api.fields import (
     ReferenceId,
     Usd,
     Whole,
-    is_reference,
-    split_name,
 )
 from lava_proxy.api.operations import Body, checked
 from lava_proxy.domain.errors import CallerError
+from lava_proxy.wire.texts import is_reference, split_name
 
 ID = "req_01HZZZZZZZZZZZZZZZZZZZZZZZ"
 

@@ -1,0 +1,18 @@
+"""A test event to one endpoint, sent now: what the API and the dashboard show is what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from lava_proxy.notify.webhook_client import WebhookClient
+from lava_proxy.stores.webhook_store import LoggedDelivery, Webhook, WebhookStore
+
+
+async def send_test(store: WebhookStore, client: WebhookClient, webhook: Webhook, clock: Callable[[], datetime]) -> LoggedDelivery:
+    """One try, whatever the endpoint's status; a receiver's refusal is in the answer and disables nothing but by 410."""
+    lease = timedelta(seconds=3 * client.timeout_s)
+    outgoing = await store.add_test(webhook, clock(), lease)
+    attempt = await client.send(outgoing)
+    await store.record(outgoing, attempt, clock(), None)
+    return await store.delivery(webhook.merchant_id, webhook.webhook_id, outgoing.delivery_id)

@@ -1,0 +1,52 @@
+"""What every page that changes something needs: the audit log, business time, and the merchant's default policy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from typing import Any
+
+from aiohttp import web
+
+from lava_proxy.domain.plans import BLOCK, Overage
+from lava_proxy.stores.audit_log import AuditLog
+from lava_proxy.stores.ids import created_ms
+from lava_proxy.stores.plan_store import PlanStore
+from lava_proxy.web.dashboard.frame import session_of
+
+
+class Acts:
+    """Shared by the pages of what a merchant sells."""
+
+    def __init__(self, audit_log: AuditLog, plans: PlanStore, clock: Callable[[], datetime]) -> None:
+        self._audit_log = audit_log
+        self._plans = plans
+        self.now = clock
+
+    async def note(
+        self,
+        request: web.Request,
+        action: str,
+        object_id: str,
+        *,
+        before: Mapping[str, Any] | None = None,
+        after: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write down who did what, once it is done. Secrets do not belong here."""
+        session = session_of(request)
+        await self._audit_log.note(
+            session.merchant.merchant_id, session.actor, action, object_id, before=before, after=after
+        )  # fmt: skip
+
+    async def default_overage(self, merchant_id: str) -> Overage:
+        """What happens when a customer's credit is used up and nothing else was said."""
+        return await self._plans.merchant_overage(merchant_id) or BLOCK
+
+
+def is_id(text: str, prefix: str) -> bool:
+    """Could this be an id of ours that starts with `prefix`?"""
+    try:
+        created_ms(text)
+    except ValueError:
+        return False
+    return text.startswith(f"{prefix}_") and text.isascii() and text.isprintable() and len(text) <= 64
