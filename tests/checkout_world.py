@@ -145,13 +145,18 @@ async def checkout_world(world: World, *, sms: KeptSms | None = None) -> AsyncIt
 
 
 def made_checkout(
-    world: Any, funding: Funding, clock: Clock, sms: KeptSms | None = None, processor: Processor | None = None
+    world: Any,
+    funding: Funding,
+    clock: Clock,
+    sms: KeptSms | None = None,
+    processor: Processor | None = None,
+    vault: Vault | None = None,
 ) -> CheckoutWorld:
     """A checkout over the stores of a world: its pool, redis, catalog and outbox."""
     processor = processor or SandboxProcessor(world.pool, clock=clock, base_url="http://x")
     plans, charge_store = PlanStore(world.pool, clock), ChargeStore(world.pool)
     subscriptions = Subscriptions(plans, funding, clock)
-    store = CheckoutStore(world.pool, Vault(new_master_key()), clock)
+    store = CheckoutStore(world.pool, vault or Vault(new_master_key()), clock)
     progress = CheckoutProgress(store, clock)
 
     async def on_transition(db: Any, charge: Charge, old: str, new: str) -> None:

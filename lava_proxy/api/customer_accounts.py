@@ -139,7 +139,7 @@ class CustomerAccounts:
             ),
             Operation(
                 method="POST", path=one + "/wallet/fund", handler=self.fund, tag=TAG, summary="Add funds by a customer's card",
-                body=FundBody, answer=FundAnswer,
+                body=FundBody, answer=FundAnswer, refuses=(402,),
                 description="With an Idempotency-Key the card is charged once, however often the request is repeated.",
             ),
             Operation(

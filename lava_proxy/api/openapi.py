@@ -32,6 +32,8 @@ REFUSALS = {
     "429": "More than a thousand requests in a minute; Retry-After says when to come back.",
     "503": "The books cannot be read or written now; Retry-After says when to come back.",
 }
+RARE_REFUSALS = {"402": "There is no card to charge, or it was declined; the code says which."}
+"""Of those operations only that name them in `refuses`."""
 _DESCRIPTION = """Resources of a merchant, and the gateway that sells AI calls.
 
 Money is decimal dollars in strings. Times are ISO 8601 in UTC. Lists are newest first; `next_cursor` leads to the next page.
@@ -78,7 +80,7 @@ def document_of(operations: Sequence[Operation]) -> dict[str, Any]:
         "paths": paths,
         "components": {
             "schemas": {name: _named(schema) for name, schema in components.items()} | {"Error": _ERROR},
-            "responses": {f"Refused{status}": _refusal(sentence) for status, sentence in REFUSALS.items()},
+            "responses": {f"Refused{status}": _refusal(sentence) for status, sentence in (REFUSALS | RARE_REFUSALS).items()},
             "securitySchemes": {
                 "secretKey": {
                     "type": "http",
@@ -151,7 +153,7 @@ def _responses(operation: Operation, references: Any) -> dict[str, Any]:
         content[operation.media_type]["schema"] = {"type": "object"}
     done = {"description": "Done.", "content": content}
     found = {str(status): done for status in (operation.status, *operation.also)}
-    refused = set(REFUSALS)
+    refused = {*REFUSALS, *map(str, operation.refuses)}
     if operation.is_public and operation.path == "/openapi.json":
         refused = {"405", "413"}
     return found | {status: {"$ref": f"#/components/responses/Refused{status}"} for status in sorted(refused)}

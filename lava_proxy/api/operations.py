@@ -52,7 +52,8 @@ class Operation:
     """One method at one path.
 
     `handler` is called with the request, then with the checked `body` or `query` where the operation has one (never both).
-    `answer` describes its JSON on success; `alias_of` names the path whose older or newer name this one is.
+    `answer` describes its JSON on success; `refuses`: statuses of refusals beyond those that every operation has; `alias_of` names
+    the path whose older or newer name this one is.
     """
 
     method: str
@@ -65,6 +66,7 @@ class Operation:
     answer: type[BaseModel] | None = None
     status: int = 200
     also: tuple[int, ...] = ()
+    refuses: tuple[int, ...] = ()
     media_type: str = "application/json"
     is_public: bool = False
     description: str = ""

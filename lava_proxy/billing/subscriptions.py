@@ -464,7 +464,8 @@ def _facts(subscription: Subscription) -> dict[str, Any]:
     return {
         "subscription": {
             "subscription_id": subscription.subscription_id, "plan_id": terms.plan_id, "name": terms.name,
-            "status": public_status(subscription), "cycle_start_at": _text(cycle.start), "cycle_end_at": _text(cycle.end),
+            "status": public_status(subscription), "is_past_due": subscription.status == "past_due",
+            "cycle_start_at": _text(cycle.start), "cycle_end_at": _text(cycle.end),
             "pending_change": None if subscription.pending is None else subscription.pending["type"],
         }
     }  # fmt: skip

@@ -67,7 +67,7 @@ def test_the_commands_of_a_guide_work(daemon: Daemon, customer: str, tmp_path: P
 
 def test_every_block_has_a_language_that_the_runner_knows() -> None:
     """A misspelt tag would not be run, without a word."""
-    known = {"sh", "python", "js", "go", "java", "json", "html", "toml", "text", "http", "tsx", "ts"}
+    known = {"sh", "python", "js", "go", "java", "json", "html", "toml", "text", "http", "tsx", "ts", "jsx"}
     for name in NAMES:
         languages = {language for language, _, _ in _BLOCK.findall(GUIDES.joinpath(name).read_text())}
         assert languages <= known, name

@@ -228,7 +228,7 @@ def dependencies(stores: Stores, **changes: Any) -> ApiDependencies:
         "health_remember_s": 0.0,
     }
     funding = Funding(stores.catalog, stores.balances)
-    values["checkout_sessions"] = made_checkout(stores, funding, Clock(CLOCK)).resource()
+    values["checkout_sessions"] = made_checkout(stores, funding, Clock(CLOCK), vault=stores.vault).resource()
     return ApiDependencies(**(values | changes))
 
 

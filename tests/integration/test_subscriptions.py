@@ -410,6 +410,22 @@ async def test_every_transition_is_told_once(sold: PlanWorld) -> None:
     assert rows[-1]["facts"]["subscription"]["status"] == "cancelled" and rows[-1]["customer"]["subscription"] is None
 
 
+async def test_a_renewal_that_was_not_paid_is_told_with_what_has_changed(sold: PlanWorld) -> None:
+    """The status stays `active` while the card is tried, so the event says the other half, as the subscription itself does."""
+    await listen(sold)
+    customer = await sold.customer()
+    await sold.buy(customer, await sold.plan(25))
+    await sold.add_card(customer, POOR)
+    await sold.end_of_cycle(customer)
+    await sold.renew()
+    await sold.add_card(customer, GOOD)
+    await sold.work(1, timedelta(minutes=1))
+    assert await sold.events() == ["created", "changed", "renewed"]
+    rows = await sold.world.fetch("SELECT facts FROM event WHERE type LIKE 'subscription.%' ORDER BY ordinal")
+    told = [row["facts"]["subscription"] for row in rows]
+    assert [(one["status"], one["is_past_due"]) for one in told] == [("active", False), ("active", True), ("active", False)]
+
+
 async def test_an_automatic_top_up_is_a_bundle_of_the_plan(sold: PlanWorld) -> None:
     """The plan's own choice at first, then the customer's; a bundle that is deleted is bought no more."""
     plan, other = await sold.plan(25, bundles=2), await sold.plan(30, bundles=1)

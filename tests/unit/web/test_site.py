@@ -13,6 +13,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
+from lava_proxy.domain.webhooks import EVENT_TYPES
 from lava_proxy.web.pages import icon, usd
 from lava_proxy.web.site import Site
 
@@ -51,6 +52,11 @@ async def test_links_between_guides_lead_to_their_sections(client: TestClient) -
         for page, anchor in re.findall(r'href="(/docs/[a-z-]+)#([^"]+)"', text):
             if page != "/docs/api":
                 assert f'id="{anchor}"' in await (await client.get(page)).text(), (guide, page, anchor)
+
+
+def test_the_guide_to_webhooks_names_every_event_that_an_endpoint_can_select() -> None:
+    text = resources.files("lava_proxy.web").joinpath("guides", "07-webhooks.md").read_text()
+    assert set(re.findall(r"^\| `([a-z.]+\.[a-z]+)` \|", text, re.MULTILINE)) == set(EVENT_TYPES)
 
 
 async def test_an_asset_of_another_version_and_an_unknown_guide_are_pages_that_say_404(client: TestClient) -> None:  # type: ignore[type-arg]
