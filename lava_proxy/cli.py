@@ -389,7 +389,7 @@ def merchant_create(name: str, funds: str | None, data_dir: Path | None) -> None
 
         made = await stores.catalog.create_merchant(name)
         key = await stores.catalog.create_secret_key(made.merchant_id, "First key")
-        funding = Funding(stores.catalog, stores.balances)
+        funding = Funding(stores.catalog, stores.balances, stores.catalog.clock)
         await funding.open_wallet(made.wallet_id)
         if amount:
             await funding.fund(made.merchant_id, made.wallet_id, amount, "merchant create")
@@ -458,7 +458,7 @@ def payments_reconcile(day: str | None, data_dir: Path | None) -> None:
         from lava_proxy.billing.funding import Funding
 
         cards = open_card_payments(
-            stores.pool, Funding(stores.catalog, stores.balances), _installation(settings, data_dir), settings
+            stores.pool, Funding(stores.catalog, stores.balances, stores.catalog.clock), _installation(settings, data_dir), settings
         )
         try:
             return await cards.charges.reconcile(chosen)
@@ -503,7 +503,7 @@ def customer_create(
         owner = await _merchant_of(stores, merchant_id)
         contact = {name: value for name, value in (("email", email), ("phone", phone)) if value}
         made = await stores.catalog.create_connection(owner.merchant_id, reference_id=reference_id, contact=contact)
-        funding = Funding(stores.catalog, stores.balances)
+        funding = Funding(stores.catalog, stores.balances, stores.catalog.clock)
         await funding.open_wallet(made.wallet_id)
         if amount:
             await funding.fund(owner.merchant_id, made.wallet_id, amount, "customer create")

@@ -379,7 +379,7 @@ curl {base_url}requests -H "Authorization: Bearer {secret_key}"
   customer            {connection_id}  ($25.00 to start with; meter "fixed": $0.02 per 1K tokens)
   self forward token  {self_forward_token}
   dashboard           {dashboard_link}
-                      (signs in once, within an hour; another: lava-proxy dashboard link)
+                      (signs in once, within an hour; another: ./lava dashboard link)
   {sandbox}
 """
 
@@ -398,7 +398,7 @@ async def _seed(config: RunConfig, settings: Settings, secrets: sandbox.Secrets,
     try:
         if not await stores.hot.wait_ready(_READY_TIMEOUT_S):
             raise LavaError("Redis was not verified against Postgres in time; see the worker's log lines above.")
-        funding = Funding(stores.catalog, stores.balances)
+        funding = Funding(stores.catalog, stores.balances, stores.catalog.clock)
         summary = await sandbox.seed(stores.catalog, funding, secrets, data_dir, config.base_url)
         cards = open_card_payments(stores.pool, funding, config, settings)
         try:

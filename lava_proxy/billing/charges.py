@@ -561,7 +561,9 @@ class Charges:
             amount = left if amount_cents is None else amount_cents
             if known is None:
                 if not 0 < amount <= left:
-                    raise CallerError(f"At most {left} cents of this charge can be refunded.", code="refund_too_large")
+                    raise CallerError(
+                        f"At most ${left // 100}.{left % 100:02} of this charge can be refunded.", code="refund_too_large"
+                    )
                 known = MoneyBack(
                     refund_id=refund_id, charge_id=charge_id, kind="refund", processor=processor.name, processor_ref="",
                     amount_cents=amount, clawed_cents=0, state="requested", adjustments=0, reason=reason, created_at=now,

@@ -471,9 +471,14 @@ class CatalogStore(Database):
         row = await translated(lambda: source.fetchrow(f"SELECT {_CREDIT_COLUMNS} FROM credit WHERE credit_id = $1", credit_id))
         return None if row is None else Credit(**row)
 
-    async def open_credits(self, limit: int) -> list[Credit]:
-        """Orders whose ledger entry has not been flushed yet, oldest first."""
-        rows = await self._rows(f"SELECT {_CREDIT_COLUMNS} FROM credit WHERE applied_at IS NULL ORDER BY ordinal LIMIT $1", limit)
+    async def open_credits(self, limit: int, after: str | None = None) -> list[Credit]:
+        """Orders whose ledger entry has not been flushed yet, oldest first, from behind the order `after`."""
+        rows = await self._rows(
+            f"""SELECT {_CREDIT_COLUMNS} FROM credit
+            WHERE applied_at IS NULL AND ordinal > coalesce((SELECT ordinal FROM credit WHERE credit_id = $2), 0)
+            ORDER BY ordinal LIMIT $1""",
+            limit, after,
+        )  # fmt: skip
         return [Credit(**row) for row in rows]
 
     async def open_plan_orders_before(self, credit_id: str) -> list[Credit]:

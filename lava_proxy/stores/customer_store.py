@@ -10,9 +10,11 @@ from typing import Any
 import asyncpg
 
 from lava_proxy.domain.errors import Conflict
+from lava_proxy.domain.webhooks import CUSTOMER_DELETED
 from lava_proxy.stores.database import Database
 from lava_proxy.stores.plan_store import end_of_deleted
 from lava_proxy.stores.postgres import Pool
+from lava_proxy.stores.webhook_events import add_event
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,5 +60,10 @@ class CustomerStore(Database):
                 merchant_id, connection_id, db=db,
             )  # fmt: skip
             if done:
-                await end_of_deleted(db, connection_id, self._clock())
+                now = self._clock()
+                await end_of_deleted(db, connection_id, now)
+                await add_event(
+                    db, merchant_id=merchant_id, event_type=CUSTOMER_DELETED, at=now, connection_id=connection_id,
+                    transition=connection_id,
+                )  # fmt: skip
         return done > 0

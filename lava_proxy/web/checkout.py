@@ -28,6 +28,7 @@ from lava_proxy.payments.processor import CardDetails
 from lava_proxy.stores.call_counts import CallCounts
 from lava_proxy.stores.checkout_store import CheckoutStore
 from lava_proxy.web.pages import Pages
+from lava_proxy.web.posted import posted_form
 from lava_proxy.wire.public_address import base_url, client_address
 
 VISIT_HEADER = "X-Lava-Visit"
@@ -322,7 +323,7 @@ class CheckoutPages:
         session = await self._session(request)
         await self._count(f"checkout:{session.checkout_session_id}")
         visit = Visit(token=token, address=client_address(request.headers))
-        return _Step(request, session, visit, await request.post())
+        return _Step(request, session, visit, await posted_form(request))
 
     def _own_hosts(self, request: web.Request) -> set[str]:
         hosts = {request.host.lower()}

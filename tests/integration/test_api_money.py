@@ -113,7 +113,7 @@ async def test_a_customers_wallet_shows_its_lots_and_its_ledger_every_movement(c
     )
     assert (status, back["status"], back["amount"]) == (201, "done", "4.00")
     status, refused = await ask(client, shop, "POST", f"/v1/charges/{charge['charge_id']}/refund", {"amount": "7.00"})
-    assert (status, refused["error"]["code"]) == (400, "refund_too_large")
+    assert (status, refused["error"]["code"]) == (400, "refund_too_large") and "At most $6.00" in refused["error"]["message"]
     await payments(stores).accounts._funding.apply_order(f"{back['refund_id']}.1")
     await stores.flush()
 

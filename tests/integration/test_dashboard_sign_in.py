@@ -61,6 +61,21 @@ async def test_a_wrong_key_is_told_at_the_field_and_never_shown_again(world: Das
         assert "Ready: calls are accepted" in await browser.get("/")
 
 
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("application/x-www-form-urlencoded", b"secret_key=\xff\xfe"),
+        ("application/x-www-form-urlencoded; charset=nope", b"secret_key=a"),
+        ("multipart/form-data; boundary=x", b"no part"),
+        ("multipart/form-data", b"no part"),
+    ],
+)
+async def test_what_is_no_form_is_the_callers_error(world: DashboardWorld, kind: str, body: bytes) -> None:
+    async with world.browser() as browser:
+        async with browser.client.post("/dashboard/sign-in", data=body, headers={"Content-Type": kind}) as answer:
+            assert answer.status == 400 and "Set-Cookie" not in answer.headers
+
+
 @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example", "/\\evil.example", "/v1/requests", "/dashboard\\@x"])
 async def test_a_sign_in_leads_to_pages_of_ours_only(world: DashboardWorld, target: str) -> None:
     shop = await open_shop(world.stores, "one")

@@ -282,3 +282,20 @@ async def test_a_refused_credit_does_not_hold_up_the_others(world: World) -> Non
     assert (await world.state(other)).balance_nanos == 5
     await world.flush()
     assert [credit.credit_id for credit in await world.catalog.open_credits(10)] == [too_much]
+
+
+async def test_orders_that_are_refused_for_ever_do_not_hide_those_behind_them(world: World) -> None:
+    """Also when there are more of them than the applier reads at a time."""
+    full, other = await world.wallet(9_000_000_000_000_000), await world.wallet()
+    await world.flush()
+    too_much, fine = [new_id("crd") for _ in range(4)], new_id("crd")
+    for credit_id, wallet_id in ((one, other if one == fine else full) for one in (*too_much, fine)):
+        await world.pool.execute(
+            "INSERT INTO credit VALUES ($1, $2, 5, $3, 'test', now())", credit_id, wallet_id, f"f:500:99999999999:1:{credit_id}"
+        )
+    applier = CreditApplier(world.catalog, world.funding, batch=2)
+    assert await applier.run_once() == 1
+    assert (await world.state(other)).balance_nanos == 5
+    await world.flush()
+    assert [credit.credit_id for credit in await world.catalog.open_credits(10)] == too_much
+    assert await applier.run_once() == 0

@@ -15,6 +15,7 @@ from standardwebhooks import Webhook as StandardWebhook
 from lava_proxy.domain.webhooks import BALANCE_UPDATED, CUSTOMER_CREATED, CUSTOMER_DELETED, ORDERED_TRIES, Vocabulary
 from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.settings import Webhooks as WebhookSettings
+from lava_proxy.stores.customer_store import CustomerStore
 from lava_proxy.stores.vault import Vault, new_master_key
 from lava_proxy.stores.webhook_events import WALLET_BACKLOG_MAX, add_event
 from lava_proxy.stores.webhook_store import Webhook, WebhookStore
@@ -118,6 +119,18 @@ async def test_whatever_metadata_a_merchant_keeps_passes_through_as_it_is(shop: 
     await shop.send()
     for received in shop.receiver.received[-2:]:
         assert received.name.endswith(".deleted") and b'"metadata":' + text.encode() in received.raw
+
+
+async def test_the_deletion_of_a_customer_is_told_once_with_what_it_was(shop: Shop) -> None:
+    """76: outgoing_event_once_per_transition; two deletions at the same time are one."""
+    await shop.endpoint(events=[CUSTOMER_DELETED])
+    made = await shop.world.catalog.create_connection(shop.world.merchant_id, reference_id="user-7")
+    customers = CustomerStore(shop.world.pool, lambda: shop.now)
+    done = await asyncio.gather(*(customers.delete(made.merchant_id, made.connection_id) for _ in range(3)))
+    assert sorted(done) == [False, False, True]
+    await shop.send()
+    [received] = shop.receiver.received
+    assert received.name == CUSTOMER_DELETED and made.connection_id.encode() in received.raw and b"user-7" in received.raw
 
 
 async def test_each_endpoint_hears_its_own_vocabulary_and_only_what_it_selected(shop: Shop) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from lava_proxy.domain.money import parse_usd
+from lava_proxy.web.posted import posted_form
 
 TEXT_CHARS_MAX = 255
 
@@ -25,7 +26,7 @@ class Form:
     async def read(cls, request: web.Request) -> Form:
         """The form that a request carries; uploaded files are not part of any."""
         form = cls()
-        for name, value in (await request.post()).items():
+        for name, value in (await posted_form(request)).items():
             if isinstance(value, str):
                 form.values.setdefault(name, value)
                 form.lists.setdefault(name, []).append(value)

@@ -18,6 +18,7 @@ from lava_proxy.stores.catalog_store import CatalogStore, Merchant
 from lava_proxy.stores.dashboard_sessions import LIFE_S, DashboardSession, DashboardSessions
 from lava_proxy.stores.secret_key_store import SecretKeyStore
 from lava_proxy.web.pages import Pages
+from lava_proxy.web.posted import posted_form
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Tone = Literal["good", "bad"]
@@ -138,7 +139,7 @@ class Guard:
         self.check_origin(request)
         sent = request.headers.get("X-CSRF-Token")
         if sent is None:
-            field = (await request.post()).get("csrf", "")
+            field = (await posted_form(request)).get("csrf", "")
             sent = field if isinstance(field, str) else ""
         if not hmac.compare_digest(sent.encode("utf-8", "replace"), session.csrf.encode()):
             raise Forbidden("This form is from another session; load the page again. Nothing was changed.", code="wrong_csrf_token")
