@@ -16,6 +16,7 @@ from lava_proxy.api.checkout_sessions import CheckoutSessions
 from lava_proxy.billing.cards import Cards
 from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.checkout import Checkout, Visit
+from lava_proxy.billing.checkout_links import CheckoutLinks
 from lava_proxy.billing.checkout_progress import CheckoutProgress
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.subscriptions import Subscriptions
@@ -135,7 +136,7 @@ class CheckoutWorld:
             yield client
 
     def resource(self) -> CheckoutSessions:
-        return CheckoutSessions(self.checkout, self.store, self.world.catalog, self.email, None)
+        return CheckoutSessions(self.checkout, self.store, self.world.catalog, CheckoutLinks(self.store, self.email, None))
 
 
 @asynccontextmanager

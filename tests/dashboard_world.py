@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import CookieJar, web
 from aiohttp.test_utils import TestClient, TestServer
@@ -15,6 +15,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from lava_proxy import settings
 from lava_proxy.api.application import OPENAPI_DOCUMENT, build_application
 from lava_proxy.billing.charges import Charges
+from lava_proxy.billing.checkout_links import CheckoutLinks
 from lava_proxy.billing.funding import Funding
 from lava_proxy.payments.sandbox import SandboxProcessor
 from lava_proxy.providers.prices_source import load_price_book
@@ -28,6 +29,7 @@ from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.web.dashboard.dashboard import DashboardDependencies
 from lava_proxy.web.site import Site
+from tests.checkout_world import CheckoutWorld, made_checkout
 from tests.integration.api_world import Shop, Stores, dependencies
 
 PUBLIC_URL = "https://lava.example/"
@@ -71,6 +73,7 @@ class DashboardWorld:
     site: Site
     audit_log: AuditLog
     deps: DashboardDependencies
+    selling: CheckoutWorld
     now: datetime
 
     @asynccontextmanager
@@ -98,6 +101,7 @@ async def dashboard_world(
     def now() -> datetime:
         return world.now
 
+    selling = made_checkout(stores, Funding(stores.catalog, stores.balances, business), cast(Any, business))
     loaded, charge_store = settings.load({}), ChargeStore(stores.pool)
     processor = SandboxProcessor(stores.pool, clock=business, base_url=PUBLIC_URL)
     funding = Funding(stores.catalog, stores.balances, business)
@@ -115,6 +119,9 @@ async def dashboard_world(
             "webhook_client": stores.webhook_client,
             "charges": Charges(charge_store, processor, funding, business, adjust=funding.adjust),
             "charge_store": charge_store,
+            "checkout": selling.checkout,
+            "checkouts": selling.store,
+            "checkout_links": CheckoutLinks(selling.store, selling.email, None),
             "registry": load_registry(loaded.providers_table),
             "prices": load_price_book(),
             "open_calls": OpenCalls(stores.redis),
@@ -134,7 +141,14 @@ async def dashboard_world(
     application.add_routes(site.routes())
     server = TestServer(application)
     world = DashboardWorld(
-        stores=stores, server=server, sessions=deps.sessions, site=site, audit_log=deps.audit_log, deps=deps, now=datetime.now(UTC)
+        stores=stores,
+        server=server,
+        sessions=deps.sessions,
+        site=site,
+        audit_log=deps.audit_log,
+        deps=deps,
+        selling=selling,
+        now=datetime.now(UTC),
     )
     await server.start_server()
     try:

@@ -1,6 +1,7 @@
-"""A picture of every page of the dashboard, from a seeded `dev` installation of its own: light and dark, wide and narrow.
+"""A picture of every page of the dashboard and the checkout, from a seeded `dev` installation of its own: themes and widths.
 
-Files are named PAGE-THEME-WIDTH.png. A page that has an error in its console ends the program with 1.
+Files are named PAGE-THEME-WIDTH.png. A page that has an error in its console ends the program with 1. `--readme` also makes the
+three pictures that the README shows, into deploy/pictures.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.daemon import Daemon, running
+from tests.e2e.checkout_pages import sent_code
 
 CHROMIUM = "/usr/bin/chromium"
 CHROMIUM_ARGUMENTS = [
@@ -28,6 +30,9 @@ CHROMIUM_ARGUMENTS = [
 ]  # fmt: skip
 WIDTHS = {"desktop": (1280, 900), "phone": (360, 740)}
 THEMES = ("light", "dark")
+PICTURES = Path(__file__).parents[1] / "deploy" / "pictures"
+PICTURE_BYTES_MAX = 150_000
+SHOWN = ("overview", "request", "checkout")
 _MODELS = ("gpt-4o-mini", "gpt-4o", "gpt-4.1-nano")
 
 
@@ -39,6 +44,8 @@ def main() -> int:
         with sync_playwright() as playwright:
             browser = launch(playwright)
             written, problems = take(browser, daemon, options.folder, options.pages)
+            if options.readme:
+                problems += show(browser, daemon, PICTURES)
             browser.close()
     report = {"met": not problems, "pictures": written, "problems": problems, "folder": str(options.folder)}
     print(json.dumps(report) if options.json else "\n".join([f"{len(written)} pictures in {options.folder}", *problems]))
@@ -52,6 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="where the pictures go; made when it is not there")
     parser.add_argument("--calls", type=int, default=40, help="how many calls are made first (default 40)")
     parser.add_argument("--pages", default=None, metavar="WORDS", help="only pages whose name has one of these words, by commas")
+    parser.add_argument("--readme", action="store_true", help=f"also write {', '.join(SHOWN)} for the README to deploy/pictures")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args()
 
@@ -84,15 +92,20 @@ def call(daemon: Daemon, token: str, model: str, *, stream: bool = False) -> Non
         response.read()
 
 
-def post(daemon: Daemon, path: str, body: dict[str, Any]) -> None:
-    """As the merchant."""
+def post(daemon: Daemon, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """As the merchant; what was answered."""
     headers = {"Authorization": f"Bearer {daemon.info['secret_key']}", "Content-Type": "application/json"}
-    with urllib.request.urlopen(urllib.request.Request(daemon.base_url + path, json.dumps(body).encode(), headers), timeout=30):
-        pass
+    request = urllib.request.Request(daemon.base_url + path, json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return dict(json.loads(answer.read()))
 
 
 def seed(daemon: Daemon, calls: int) -> None:
-    """Customers, one of them nearly out of money, and calls of theirs, some of which fail."""
+    """A plan, customers, one of them nearly out of money, and calls of theirs, some of which fail."""
+    bundle = {"name": "Extra credit", "cost": "10.00", "credit_amount": "12.00"}
+    terms = {"name": "Pro", "period_amount": "25.00", "billing_interval": "month"}
+    plan = post(daemon, "plans", {**terms, "credit_bundles": [bundle]})
+    checkout_of(daemon, plan["plan_id"])
     tokens = [daemon.token("fixed"), daemon.token("markup"), str(daemon.info["self_forward_token"])]
     for name, funds in (("acme-industries", "40.00"), ("globex@example.com", "12.50"), ("initech", "0.20")):
         made = daemon.cli("customer", "create", "--reference-id", name, "--funds", funds)
@@ -104,6 +117,12 @@ def seed(daemon: Daemon, calls: int) -> None:
         last = daemon.get("requests?limit=1")["data"]
         if last:
             daemon.row(last[0]["request_id"])
+
+
+def checkout_of(daemon: Daemon, plan_id: str) -> dict[str, Any]:
+    """A new checkout that a page of the installation itself may hold in a frame."""
+    body = {"checkout_mode": "subscription", "origin_url": daemon.base_url.removesuffix("v1/"), "plan_id": plan_id}
+    return post(daemon, "checkout_sessions", body)
 
 
 def pages(page: Page, base: str) -> Iterator[tuple[str, str]]:
@@ -119,9 +138,18 @@ def pages(page: Page, base: str) -> Iterator[tuple[str, str]]:
         yield name, path
         links = page.eval_on_selector_all("main a[href]", "links => links.map(link => link.getAttribute('href'))")
         inner = [link for link in links if path != "/dashboard" and link.startswith(f"{path}/")]
-        below = [one for one in inner if re.fullmatch(r"/dashboard/\w+/[^/?]+", one) and "/export" not in one]
+        below = [one for one in inner if re.fullmatch(r"/dashboard/\w+/\w+_[^/?]+", one)]
         if below:
             yield f"{name}-one", below[0]
+    yield "branding", "/dashboard/settings/branding"
+    yield "checkouts", "/dashboard/checkouts"
+    yield "checkout-new", "/dashboard/checkouts/new"
+    page.goto(f"{base}/dashboard/checkouts")
+    one = page.locator("main tbody a[href^='/dashboard/checkouts/']").first.get_attribute("href") or ""
+    yield "checkout-link", one
+    yield "checkout-frame", f"{one}/frame"
+    page.goto(base + one)
+    yield "checkout-page", (page.locator("#checkout-url").text_content() or "").removeprefix(base)
     yield "connect", "/auth/connect?state=example&port=4321"
 
 
@@ -156,6 +184,44 @@ def take(browser: Browser, daemon: Daemon, folder: Path, only: str | None) -> tu
                     page.goto(daemon.cli("dashboard", "link")["dashboard_link"])
             context.close()
     return written, problems
+
+
+def show(browser: Browser, daemon: Daemon, folder: Path) -> list[str]:
+    """The README's pictures; what is wrong with them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    base = daemon.base_url.removesuffix("/v1/")
+    context = signed_in(browser, daemon)
+    page = context.new_page()
+    request = daemon.get("requests?limit=1")["data"][0]["request_id"]
+    plan = daemon.get("plans?limit=1")["data"][0]["plan_id"]
+    problems = []
+    for name, path in zip(SHOWN, ("/dashboard", f"/dashboard/requests/{request}", ""), strict=True):
+        if name == "checkout":
+            page.set_viewport_size({"width": 720, "height": 720})
+            pay(page, daemon, checkout_of(daemon, plan)["url"])
+        else:
+            page.goto(base + path)
+        page.wait_for_load_state("networkidle")
+        file = folder / f"{name}.png"
+        page.screenshot(path=str(file))
+        if file.stat().st_size > PICTURE_BYTES_MAX:
+            problems.append(f"{file.name} has {file.stat().st_size} bytes, more than {PICTURE_BYTES_MAX}")
+    context.close()
+    return problems
+
+
+def pay(page: Page, daemon: Daemon, url: str) -> None:
+    """Go to where a checkout shows what will be paid; the code comes from the log, where `dev` writes it."""
+    phone = "+14155550147"
+    page.goto(url)
+    page.get_by_label("Phone number", exact=True).fill(phone)
+    page.get_by_role("button", name="Text me a code").click()
+    page.get_by_label("Code", exact=True).fill(sent_code(daemon, phone))
+    page.get_by_role("button", name="Confirm").click()
+    for label, text in (("Card number", "4242 4242 4242 4242"), ("Expiry", "12/34"), ("Security code", "123")):
+        page.get_by_label(label).fill(text)
+    page.get_by_role("button", name="Save card").click()
+    page.locator('.step[data-step="review"]').wait_for()
 
 
 if __name__ == "__main__":

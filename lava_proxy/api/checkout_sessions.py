@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-from html import escape
 from typing import Annotated, Any, ClassVar, Literal
 
 from aiohttp import web
@@ -17,12 +14,11 @@ from lava_proxy.api.formats import listing, timestamp
 from lava_proxy.api.operations import Answer, Body, LenientBody, Operation
 from lava_proxy.api.queries import path_reference
 from lava_proxy.billing.checkout import Checkout
+from lava_proxy.billing.checkout_links import CheckoutLinks, page_url, token_of
 from lava_proxy.domain.checkout import ORIGIN_CHARS_MAX, CheckoutSession, Mode, origin_of
 from lava_proxy.domain.errors import CallerError, Conflict, NotFound
-from lava_proxy.notify.email import EmailSender
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.checkout_store import CheckoutStore
-from lava_proxy.wire.public_address import base_url
 
 TAG = "Checkout"
 _NEEDS: dict[Mode, tuple[tuple[str, str], ...]] = {  # mode -> (what is used, how it is called)
@@ -129,16 +125,13 @@ class PortalSessionAnswer(Answer):
 
 
 class CheckoutSessions:
-    """The checkout resource. `public_url`: where pages are reached, ending in /; None: where the request came to."""
+    """The checkout resource."""
 
-    def __init__(
-        self, checkout: Checkout, store: CheckoutStore, catalog: CatalogStore, email: EmailSender | None, public_url: str | None
-    ) -> None:
+    def __init__(self, checkout: Checkout, store: CheckoutStore, catalog: CatalogStore, links: CheckoutLinks) -> None:
         self._checkout = checkout
         self._store = store
         self._catalog = catalog
-        self._email = email
-        self._public_url = public_url
+        self._links = links
 
     def operations(self) -> list[Operation]:
         one = "/v1/checkout_sessions/{checkout_session}"
@@ -191,12 +184,10 @@ class CheckoutSessions:
         to = body.email or await self._address_of(session)
         if to is None:
             raise CallerError("email is required: the session has no customer with an address.", code="invalid_parameter")
-        if self._email is None:
-            raise Conflict("No e-mail can be sent here: set LAVA_SMTP_URL and LAVA_EMAIL_FROM.", code="email_not_configured")
+        self._links.check_can_send()
         if self._checkout.state(session) in ("completed", "cancelled", "expired"):
             raise Conflict("This checkout is closed; create another.", code="checkout_closed")
-        branding = await self._store.branding(session.merchant_id)
-        await self._email.send(to, *link_message(branding.name, page_url(self._base(request), session), session))
+        await self._links.send(session, to, self._base(request))
         return json_response({"success": True})
 
     async def create_portal(self, request: web.Request, body: NewPortalSession) -> web.Response:
@@ -214,7 +205,7 @@ class CheckoutSessions:
         return None if customer is None else customer.contact.get("email")
 
     def _base(self, request: web.Request) -> str:
-        return base_url(request.headers, request.host, self._public_url)
+        return self._links.base(request.headers, request.host)
 
     async def _found(self, request: web.Request) -> CheckoutSession:
         session_id = path_reference(request, "checkout_session")
@@ -247,26 +238,3 @@ def session_object(session: CheckoutSession, base: str, state: str) -> dict[str,
         "completed_at": None if session.completed_at is None else timestamp(session.completed_at),
     }
     return {name: value for name, value in found.items() if value is not None}
-
-
-def token_of(session: CheckoutSession, base: str) -> str:
-    """What the browser library decodes: the session's secret, and where its page is."""
-    return base64.b64encode(json.dumps({"secret": session.secret, "base": base}, separators=(",", ":")).encode()).decode()
-
-
-def page_url(base: str, session: CheckoutSession) -> str:
-    """A session's page outside a frame."""
-    return f"{base}checkout/{session.secret}"
-
-
-def link_message(merchant: str, url: str, session: CheckoutSession) -> tuple[str, str, str]:
-    """Subject, text and HTML of the message that carries a link."""
-    subject = f"Your checkout at {merchant}"
-    sentence = f"{merchant} has prepared a checkout for you: {session.offer.get('name', 'your balance')}."
-    until = f"The link works until {session.expires_at:%d %B %Y, %H:%M} UTC. If you did not expect it, ignore this message."
-    text = f"{sentence}\n\n{url}\n\n{until}\n"
-    html = (
-        f'<p>{escape(sentence)}</p><p><a href="{escape(url)}" style="display:inline-block;padding:12px 20px;background:#1d4ed8;'
-        f'color:#fff;border-radius:8px;text-decoration:none">Open the checkout</a></p><p>{escape(url)}</p><p>{escape(until)}</p>'
-    )
-    return subject, text, html

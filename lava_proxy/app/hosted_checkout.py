@@ -9,10 +9,11 @@ from typing import Any
 from aiohttp import web
 from redis.asyncio import Redis
 
-from lava_proxy.api.checkout_sessions import CheckoutSessions, link_message, page_url
+from lava_proxy.api.checkout_sessions import CheckoutSessions
 from lava_proxy.app.card_payments import CardPayments, open_card_payments
 from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.billing.checkout import Checkout
+from lava_proxy.billing.checkout_links import CheckoutLinks, page_url
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.verification import Verification
 from lava_proxy.domain.checkout import Mode, origin_of
@@ -34,11 +35,11 @@ from lava_proxy.web.pages import Pages
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostedCheckout:
-    """The checkout and how it reaches people. `email` None: no links can be sent."""
+    """The checkout and how it reaches people."""
 
     checkout: Checkout
     store: CheckoutStore
-    email: EmailSender | None
+    links: CheckoutLinks
     public_url: str | None
     sms: PhoneVerifier | None
     card_form: CardForm
@@ -48,7 +49,7 @@ class HostedCheckout:
 
     def resource(self) -> CheckoutSessions:
         """The REST resource."""
-        return CheckoutSessions(self.checkout, self.store, self.catalog, self.email, self.public_url)
+        return CheckoutSessions(self.checkout, self.store, self.catalog, self.links)
 
     def routes(self, pages: Pages) -> Sequence[web.RouteDef]:
         """The pages for people."""
@@ -100,7 +101,8 @@ def open_hosted_checkout(
     is_stripe = cards.processor is not None and cards.processor.name == "stripe" and account is not None
     form = CardForm(script_url=account.js_url, key=account.publishable_key) if is_stripe and account is not None else CardForm()
     return HostedCheckout(
-        checkout=checkout, store=cards.checkouts, email=email_of(config, settings), public_url=settings.public_url(), sms=sms,
+        checkout=checkout, store=cards.checkouts, sms=sms, public_url=settings.public_url(),
+        links=CheckoutLinks(cards.checkouts, email_of(config, settings), settings.public_url()),
         card_form=form, config=config, catalog=catalog, merchant_stores=merchant_stores,
     )  # fmt: skip
 
@@ -133,16 +135,15 @@ async def make_link(
             origin_of(origin_url or base)
         except ValueError as error:
             raise CallerError(f"--origin: {error}.", code="invalid_parameter") from None
-        if email is not None and hosted.email is None:
-            raise CallerError("No e-mail can be sent here: set LAVA_SMTP_URL and LAVA_EMAIL_FROM.", code="email_not_configured")
+        if email is not None:
+            hosted.links.check_can_send()
         mode: Mode = "subscription" if plan_id is not None else "topup" if customer is not None else "onboarding"
         session = await hosted.checkout.create(
             merchant_id, mode, origin_url=origin_url or base, is_test=config.dev, customer=customer, plan_id=plan_id
         )
+        if email is not None:
+            await hosted.links.send(session, email, base)
         url = page_url(base, session)
-        if email is not None and hosted.email is not None:
-            branding = await hosted.store.branding(merchant_id)
-            await hosted.email.send(email, *link_message(branding.name, url, session))
         return {"checkout_session_id": session.checkout_session_id, "url": url, "checkout_mode": mode, "sent_to": email}
     finally:
         await hosted.close()

@@ -26,7 +26,7 @@ from lava_proxy import tasks, telemetry
 from lava_proxy.api.application import OPENAPI_DOCUMENT, ApiDependencies, build_application
 from lava_proxy.api.gateway_hop import only_gateways
 from lava_proxy.app.card_payments import CardPayments, open_card_payments, open_overage
-from lava_proxy.app.hosted_checkout import open_hosted_checkout
+from lava_proxy.app.hosted_checkout import HostedCheckout, open_hosted_checkout
 from lava_proxy.app.run_config import RunConfig, business_clock, control_address
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rating import Rating
@@ -257,7 +257,7 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             checkout_sessions=hosted.resource(),
         )
     )
-    dashboard = _dashboard_of(stores, merchant_stores, funding, config, cards, webhook_client, registry, prices)
+    dashboard = _dashboard_of(stores, merchant_stores, funding, config, cards, hosted, webhook_client, registry, prices)
     site = Site(application[OPENAPI_DOCUMENT], dashboard, hosted.routes)
     application.add_routes(site.routes())
     if config.control_listen is not None:
@@ -290,6 +290,7 @@ def _dashboard_of(
     funding: Funding,
     config: RunConfig,
     cards: CardPayments,
+    hosted: HostedCheckout,
     webhook_client: WebhookClient,
     registry: Registry,
     prices: PriceBook,
@@ -309,6 +310,9 @@ def _dashboard_of(
         webhook_client=webhook_client,
         charges=cards.charges,
         charge_store=cards.store,
+        checkout=hosted.checkout,
+        checkouts=cards.checkouts,
+        checkout_links=hosted.links,
         registry=registry,
         prices=prices,
         open_calls=OpenCalls(stores.redis),

@@ -80,6 +80,13 @@ def theme_on(colour: str | None, *, dark: bool) -> Theme:
     return Theme(accent=_text(accent), on_accent=_text(on_accent), link=_text(link))
 
 
+def contrast_of(one: str, other: str) -> str:
+    """The contrast ratio of two colours such as #1d4ed8, to read: one decimal place, cut off."""
+    ratio = str(contrast(_parsed(one), _parsed(other)))
+    whole, _, decimals = ratio.partition(".")
+    return f"{whole}.{decimals[:1] or '0'}"
+
+
 def contrast(one: Rgb, other: Rgb) -> float:
     """The contrast ratio of two colours, 1 to 21 (WCAG 2.2)."""
     low, high = sorted((_luminance(one), _luminance(other)))

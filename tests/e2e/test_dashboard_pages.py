@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="
 
 PAGES = (
     "customers", "customers?q=nobody-at-all", "customers/new", "meters", "meters/new", "plans", "plans/new", "plans/subscriptions",
-    "keys", "keys/spend/new", "webhooks", "webhooks/new", "settings",
+    "keys", "keys/spend/new", "webhooks", "webhooks/new", "settings", "settings/branding", "checkouts", "checkouts/new",
 )  # fmt: skip
 
 

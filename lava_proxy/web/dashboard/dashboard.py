@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from aiohttp import hdrs, web
 
 from lava_proxy.billing.charges import Charges
+from lava_proxy.billing.checkout import Checkout
+from lava_proxy.billing.checkout_links import CheckoutLinks
 from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.errors import LavaError, NotFound
 from lava_proxy.domain.prices import PriceBook
@@ -17,6 +19,7 @@ from lava_proxy.providers.registry import Registry
 from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.charge_store import ChargeStore
+from lava_proxy.stores.checkout_store import CheckoutStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.dashboard_store import DashboardStore
 from lava_proxy.stores.engine_health import Health
@@ -55,6 +58,9 @@ class DashboardDependencies:
     webhook_client: WebhookClient
     charges: Charges
     charge_store: ChargeStore
+    checkout: Checkout
+    checkouts: CheckoutStore
+    checkout_links: CheckoutLinks
     registry: Registry
     prices: PriceBook
     sessions: DashboardSessions

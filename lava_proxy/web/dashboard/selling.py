@@ -12,10 +12,12 @@ from lava_proxy.stores.merchant_settings import MerchantSettings
 from lava_proxy.stores.provider_key_store import ProviderKeyStore
 from lava_proxy.stores.wallet_history import WalletHistory
 from lava_proxy.web.dashboard.acts import Acts
+from lava_proxy.web.dashboard.branding_form import BrandingForm
 from lava_proxy.web.dashboard.customers import Customers
 from lava_proxy.web.dashboard.frame import View
 from lava_proxy.web.dashboard.keys import Keys
 from lava_proxy.web.dashboard.meters import Meters
+from lava_proxy.web.dashboard.offers import Offers
 from lava_proxy.web.dashboard.plans import Plans
 from lava_proxy.web.dashboard.settings import Settings
 from lava_proxy.web.dashboard.tokens import Tokens
@@ -52,6 +54,17 @@ def selling_families(view: View, deps: DashboardDependencies) -> tuple[Family, .
         ),
         Meters(view, acts, catalog=deps.catalog, meters=stores.meters, registry=deps.registry, prices=deps.prices),
         Plans(view, acts, plans=plans, subscriptions=Subscriptions(plans, deps.funding, deps.clock), catalog=deps.catalog),
+        Offers(
+            view,
+            acts,
+            checkout=deps.checkout,
+            store=deps.checkouts,
+            links=deps.checkout_links,
+            catalog=deps.catalog,
+            plans=plans,
+            public_url=deps.public_url,
+        ),
+        BrandingForm(view, acts, store=deps.checkouts),
         Tokens(view, deps.catalog, deps.public_url),
         Keys(
             view,
