@@ -289,7 +289,7 @@ async def test_a_card_payment_is_refunded_in_part(world: DashboardWorld, shop: S
     page = await browser.get(one)
     assert "…4242" in page and "$20.00" in page and "succeeded" in page
     typed = {"charge_id": charge.charge_id, "refund_id": new_id("ref"), "refund_amount": "25", "refund_reason": "Unhappy"}
-    assert "At most 2000 cents" in await refused(browser, f"{one}/refund", typed)
+    assert "At most $20.00" in await refused(browser, f"{one}/refund", typed)
     assert "Whole cents" in await refused(browser, f"{one}/refund", {**typed, "refund_amount": "1.001"})
     for _ in range(2):
         await done(browser, f"{one}/refund", {**typed, "refund_amount": "7.50"})

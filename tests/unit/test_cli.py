@@ -16,6 +16,12 @@ from lava_proxy.cli import _control_listen, _options
 from lava_proxy.domain.errors import CallerError
 
 
+@pytest.fixture(autouse=True)
+def the_logs_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command configures the logs of its process; here they would go on into a stream that ends with the test."""
+    monkeypatch.setattr(command_line, "_configure_logs", lambda: None)
+
+
 @pytest.mark.parametrize("variables", [{"LAVA_WORKERS": "-1"}, {"LAVA_PORT": "99999"}, {"LAVA_PORT": "abc"}])
 def test_ports_and_workers_out_of_range_are_refused_by_name(variables: dict[str, str]) -> None:
     with pytest.raises(CallerError, match=r"LAVA_PORT.*LAVA_WORKERS"):
