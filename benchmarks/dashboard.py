@@ -24,7 +24,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
@@ -35,6 +35,7 @@ from lava_proxy.api.envelope import answer_errors
 from lava_proxy.api.openapi import OpenApi
 from lava_proxy.app.embedded import EmbeddedEngines
 from lava_proxy.billing.charges import Charges
+from lava_proxy.billing.checkout_links import CheckoutLinks
 from lava_proxy.billing.funding import Funding
 from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.prices_source import load_price_book
@@ -45,6 +46,7 @@ from lava_proxy.stores.audit_log import Actor, AuditLog
 from lava_proxy.stores.balance_store import BalanceStore
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.charge_store import ChargeStore
+from lava_proxy.stores.checkout_store import CheckoutStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
@@ -116,6 +118,7 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
     audit_log = AuditLog(pool)
     funding, charge_store = Funding(catalog, BalanceStore(HotRedis(redis_url))), ChargeStore(pool)
     webhook_client = WebhookClient(timeout_s=2, connections_max=1, allow_private=True, clock=lambda: datetime.now(UTC))
+    checkouts = CheckoutStore(pool, vault, lambda: datetime.now(UTC))
     site = Site(
         OpenApi([]).value,
         DashboardDependencies(
@@ -132,6 +135,9 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
             webhook_client=webhook_client,
             charges=Charges(charge_store, None, funding, lambda: datetime.now(UTC)),
             charge_store=charge_store,
+            checkout=cast(Any, None),  # no page that is measured makes a session
+            checkouts=checkouts,
+            checkout_links=CheckoutLinks(checkouts, cast(Any, None), None),
             registry=load_registry(settings.load({}).providers_table),
             prices=load_price_book(),
             sessions=DashboardSessions(redis),

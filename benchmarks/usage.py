@@ -32,13 +32,19 @@ import aiohttp
 from aiohttp import web
 
 from lava_proxy.api.application import ApiDependencies, build_application
+from lava_proxy.api.payments import PaymentServices
 from lava_proxy.app.embedded import EmbeddedEngines, EngineOptions
+from lava_proxy.billing.accounts import Accounts
+from lava_proxy.billing.cards import Cards
+from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
 from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.stores import outbox as outbox_module
 from lava_proxy.stores import postgres
+from lava_proxy.stores.account_store import AccountStore
 from lava_proxy.stores.balance_store import BalanceStore
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.charge_store import ChargeStore
 from lava_proxy.stores.hot_redis import HotRedis
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.merchant_stores import open_merchant_stores
@@ -125,16 +131,30 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
     catalog = CatalogStore(pool, vault)
     merchant = await catalog.create_merchant("bench")
     key = await catalog.create_secret_key(merchant.merchant_id, "bench")
+
+    def clock() -> datetime:
+        return datetime.now(UTC)
+
+    funding, charge_store, accounts = Funding(catalog, BalanceStore(HotRedis(redis_url))), ChargeStore(pool), AccountStore(pool)
+    charges = Charges(charge_store, None, funding, clock)
+    payments = PaymentServices(
+        charges=charges,
+        charge_store=charge_store,
+        cards=Cards(charge_store, None, charges, clock),
+        accounts=Accounts(accounts, funding, charges, clock),
+        account_store=accounts,
+    )
     until = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     application = build_application(
         ApiDependencies(
             catalog=catalog,
             ledger=LedgerStore(pool),
             outbox=Outbox(redis),
-            merchant_stores=open_merchant_stores(pool, redis, catalog, vault, lambda: datetime.now(UTC)),
-            funding=Funding(catalog, BalanceStore(HotRedis(redis_url))),
+            merchant_stores=open_merchant_stores(pool, redis, catalog, vault, clock),
+            funding=funding,
+            payments=payments,
             webhooks=WebhookStore(pool, vault),
-            webhook_client=WebhookClient(timeout_s=1, connections_max=1, allow_private=False, clock=lambda: datetime.now(UTC)),
+            webhook_client=WebhookClient(timeout_s=1, connections_max=1, allow_private=False, clock=clock),
             usage=UsageStore(pool),
             request_export=RequestExport(pool),
             price_version="bench",

@@ -306,11 +306,11 @@ class FailingExport(RequestExport):
 
     pages_left = 1
 
-    async def _page(self, *args: Any) -> list[dict[str, Any]]:
+    async def page(self, *args: Any, **options: Any) -> list[dict[str, Any]]:
         if not self.pages_left:
             raise StoreError("Postgres cannot answer: gone", code="database_unavailable")
         self.pages_left -= 1
-        return await super()._page(*args)
+        return await super().page(*args, **options)
 
 
 async def test_an_export_that_cannot_go_on_is_cut_and_not_taken_for_whole(
