@@ -14,6 +14,7 @@ from lava_proxy.web.pages import Pages
 
 _HEADING = re.compile(r"<h([23])>(.*?)</h\1>")
 _TAG = re.compile(r"<[^>]+>")
+_FILE_LINK = re.compile(r'href="[0-9]{2}-([a-z0-9-]+)\.md(#[^"]*)?"')  # how guides name each other, so that files link too
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class Docs:
 
 def _guide(name: str, text: str, markdown: MarkdownIt) -> Guide:
     slug = name.partition("-")[2].removesuffix(".md")
-    html, sections = _with_anchors(markdown.render(text))
+    html, sections = _with_anchors(_FILE_LINK.sub(r'href="/docs/\1\2"', markdown.render(text)))
     title = text.lstrip().partition("\n")[0].lstrip("# ").strip()
     return Guide(slug, title, Markup(html), sections)
 
