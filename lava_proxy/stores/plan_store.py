@@ -94,7 +94,7 @@ class PlanStore(Database):
             now, db=db,
         )  # fmt: skip
         await self._link_meters(db, merchant_id, plan_id, meter_ids)
-        made = [await self._put_bundle(db, plan_id, bundle) for bundle in bundles]
+        made = [await self._put_bundle(db, plan_id, *pair) for pair in zip(bundles, _bundle_ids(len(bundles)), strict=True)]
         if auto_top_up_index is not None:
             await self._execute(
                 "UPDATE plan SET default_auto_top_up_bundle_id = $2 WHERE plan_id = $1", plan_id, made[auto_top_up_index], db=db
@@ -123,8 +123,8 @@ class PlanStore(Database):
             if meter_ids is not None:
                 await self._execute("DELETE FROM plan_meter WHERE plan_id = $1", plan.plan_id, db=db)
                 await self._link_meters(db, plan.merchant_id, plan.plan_id, meter_ids)
-            for bundle in bundles or ():
-                await self._put_bundle(db, plan.plan_id, bundle)
+            for bundle, fresh_id in zip(bundles or (), _bundle_ids(len(bundles or ())), strict=True):
+                await self._put_bundle(db, plan.plan_id, bundle, fresh_id)
             await self._execute(
                 """UPDATE subscription s SET auto_top_up_bundle_id = NULL FROM credit_bundle b
                 WHERE b.plan_id = $1 AND s.plan_id = $1 AND b.deleted_at IS NOT NULL
@@ -240,9 +240,9 @@ class PlanStore(Database):
         if linked != len(wanted):
             raise CallerError("meter_ids names a meter that this merchant does not have.", code="invalid_parameter")
 
-    async def _put_bundle(self, db: Any, plan_id: str, draft: BundleDraft) -> str:
+    async def _put_bundle(self, db: Any, plan_id: str, draft: BundleDraft, fresh_id: str) -> str:
         if draft.credit_bundle_id is None:
-            bundle_id = new_id("cb")
+            bundle_id = fresh_id
             await self._execute(
                 "INSERT INTO credit_bundle VALUES ($1, $2, $3, $4, $5, $6)",
                 bundle_id, plan_id, draft.name, draft.cost_nanos, draft.credit_nanos, self._clock(), db=db,
@@ -445,6 +445,11 @@ def _document(overage: Overage | None) -> dict[str, str] | None:
 
 def _overage(document: dict[str, Any] | None) -> Overage | None:
     return None if document is None else parse_overage(document)
+
+
+def _bundle_ids(count: int) -> list[str]:
+    """Fresh ids in their own order: those of one millisecond are random, and bundles are shown by them as they were given."""
+    return sorted(new_id("cb") for _ in range(count))
 
 
 def _terms(row: dict[str, Any]) -> Terms:

@@ -70,6 +70,17 @@ async def test_a_plan_has_every_key_and_its_defaults(client: Client, stores: Sto
     assert [(one["name"], one["is_default"]) for one in rest["data"]] == [("Free", True)]
 
 
+async def test_bundles_keep_the_order_in_which_they_were_given(client: Client, stores: Stores) -> None:
+    """Made within one millisecond their ids are random: they have to be put in order."""
+    shop = await open_shop(stores, "ordered")
+    names = [f"bundle {number}" for number in range(9)]
+    drafts = [{"name": name, "cost": "5", "credit_amount": "6"} for name in names]
+    status, plan = await send(
+        client, shop, "POST", "plans", {"name": "P", "period_amount": "20", "billing_interval": "month", "credit_bundles": drafts}
+    )
+    assert status in (200, 201) and [bundle["name"] for bundle in plan["credit_bundles"]] == names
+
+
 async def test_a_plan_with_meters_bundles_and_overage_and_all_its_changes(client: Client, stores: Stores) -> None:
     shop = await open_shop(stores, "plan changes")
     body = BODY | {
