@@ -170,7 +170,7 @@ def start_nginx(stack: ExitStack, folder: Path, upstream_port: int) -> Subject |
         )
     stack.callback(processes.stop, child)
     wait_for_port(port, child)
-    pids = processes.family(child.pid)
+    pids = wait_for_worker(child)
     return Subject(name="nginx", port=port, requests=write_requests(folder, "nginx", port), proxy=pids)
 
 
@@ -254,6 +254,16 @@ def wait_for_port(port: int, child: subprocess.Popen[str]) -> None:
             if child.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"{child.args!r} did not start") from None
             time.sleep(0.02)
+
+
+def wait_for_worker(master: subprocess.Popen[str]) -> list[int]:
+    """The process and its worker: nginx listens before it forks, and counted without its worker it would cost nothing."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while len(pids := processes.family(master.pid)) < 2:
+        if master.poll() is not None or time.monotonic() > deadline:
+            raise SystemExit(f"{master.args!r} has started no worker")
+        time.sleep(0.02)
+    return pids
 
 
 def write_requests(folder: Path, name: str, port: int, path: str = DIRECT_PATH, token: str = "benchmark") -> dict[str, Path]:

@@ -18,15 +18,19 @@ from lava_proxy.api.operations import Answer, Operation
 from lava_proxy.api.queries import path_reference
 from lava_proxy.billing.request_object import request_object
 from lava_proxy.domain.catalog import MeterVersion
-from lava_proxy.domain.errors import NotFound
+from lava_proxy.domain.errors import NotFound, StoreError
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.ids import created_ms
 from lava_proxy.stores.ledger_store import LedgerStore
+from lava_proxy.stores.outbox import Outbox
 
-# A call that has just ended is on its way to Postgres for some hundred milliseconds. Its id is as old as the call was long, so
-# ids of the last hour are waited for.
-_AWAITED_AGE_MS = 3_600_000
-_WAIT_S = 1.5
+# What was acknowledged is on its way to Postgres for some hundred milliseconds, longer when the ledger is behind: whoever asks
+# for it is answered when all that was in the outbox has been written, whatever its id says.
+_FLUSH_WAIT_S = 5
+# A call settles a moment after its last byte: whoever has read its answer may ask before it is in the outbox. Its id is as old as
+# the call was long.
+_SETTLE_AGE_MS = 3_600_000
+_SETTLE_WAIT_S = 1.5
 _POLL_S = 0.05
 _VERSIONS_MAX = 10_000
 
@@ -76,9 +80,10 @@ class RequestAnswer(Answer):
 class Requests:
     """The request resource, read-only."""
 
-    def __init__(self, catalog: CatalogStore, ledger: LedgerStore) -> None:
+    def __init__(self, catalog: CatalogStore, ledger: LedgerStore, outbox: Outbox) -> None:
         self._catalog = catalog
         self._ledger = ledger
+        self._outbox = outbox
         self._versions: dict[int, MeterVersion | None] = {}
 
     def operations(self) -> list[Operation]:
@@ -122,11 +127,21 @@ class Requests:
         return json_response(await self._shown(row))
 
     async def _row(self, merchant_id: str, request_id: str) -> dict[str, Any] | None:
+        row = await self._ledger.request(merchant_id, request_id)
+        if row is not None:
+            return row
         loop = asyncio.get_running_loop()
-        until = loop.time() + (_WAIT_S if _is_awaited(request_id) else 0)
+        begun = loop.time()
+        settled_at = begun + (_SETTLE_WAIT_S if _may_be_settling(request_id) else 0)
+        waited_for: dict[int, tuple[int, int]] | None = None
         while True:
+            try:
+                waited_for = await (self._outbox.ends() if waited_for is None else self._outbox.behind(waited_for))
+            except StoreError:  # what Postgres has is all that can be said
+                waited_for = {}
             row = await self._ledger.request(merchant_id, request_id)
-            if row is not None or loop.time() >= until:
+            is_over = not waited_for and loop.time() >= settled_at
+            if row is not None or is_over or loop.time() >= begun + _FLUSH_WAIT_S:
                 return row
             await asyncio.sleep(_POLL_S)
 
@@ -157,10 +172,10 @@ class Requests:
         return self._versions[version_id]
 
 
-def _is_awaited(request_id: str) -> bool:
-    """Could this call have ended, or been reported, a moment ago? Hosts' clocks may differ a little either way."""
+def _may_be_settling(request_id: str) -> bool:
+    """Is it the id of a call that could have ended a moment ago? Hosts' clocks may differ a little either way."""
     try:
         age_ms = time.time_ns() // 1_000_000 - created_ms(request_id)
     except ValueError:
-        return True  # a merchant's own id tells no time
-    return not request_id.startswith("req_") or -10_000 <= age_ms <= _AWAITED_AGE_MS
+        return False
+    return -10_000 <= age_ms <= _SETTLE_AGE_MS

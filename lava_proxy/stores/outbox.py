@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from redis.asyncio import Redis
@@ -169,6 +169,28 @@ class Outbox:
                 pipe.xrange(f"{tag(part)}:o", count=1)
             firsts = [_entry(f"{tag(part)}:o".encode(), *items[0]) for part, items in enumerate(await pipe.execute()) if items]
         return min((entry.at_ms for entry in firsts), default=None)
+
+    async def ends(self) -> dict[int, tuple[int, int]]:
+        """Partition -> (epoch, pseq) of its last entry, for those that are not empty. Raises StoreError when Redis cannot answer."""
+        return await self._edges("xrevrange", range(PARTITIONS))
+
+    async def behind(self, ends: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:
+        """Those of `ends` that are not in Postgres yet. Raises StoreError when Redis cannot answer."""
+        firsts = await self._edges("xrange", ends)
+        return {part: end for part, end in ends.items() if part in firsts and firsts[part] <= end}
+
+    async def _edges(self, command: Literal["xrange", "xrevrange"], parts: Iterable[int]) -> dict[int, tuple[int, int]]:
+        asked = list(parts)
+        if not asked:
+            return {}
+        try:
+            async with self._redis.pipeline(transaction=False) as pipe:
+                for part in asked:
+                    getattr(pipe, command)(f"{tag(part)}:o", count=1)
+                answers = await pipe.execute()
+        except (RedisError, OSError) as error:
+            raise StoreError(f"Redis cannot answer: {type(error).__name__}") from error
+        return {part: _position(items[0][0]) for part, items in zip(asked, answers, strict=True) if items}
 
     async def now_ms(self) -> int:
         seconds, micros = await self._redis.time()
@@ -393,12 +415,17 @@ class Outbox:
         )
 
 
-def _entry(stream: bytes, identifier: bytes, fields: Mapping[bytes, bytes]) -> OutboxEntry:
+def _position(identifier: bytes) -> tuple[int, int]:
     epoch, pseq = identifier.split(b"-")
+    return int(epoch), int(pseq)
+
+
+def _entry(stream: bytes, identifier: bytes, fields: Mapping[bytes, bytes]) -> OutboxEntry:
+    epoch, pseq = _position(identifier)
     kind, request_id, wallet_id, wseq, amount, balance, plan, funds, position, flags, debt, at_ms = fields[b"s"].decode().split("|")
     plan_total, pinned, opened = fields.get(b"e", b"|0|").decode().split("|")
     return OutboxEntry(
-        part=int(stream[2:6]), epoch=int(epoch), pseq=int(pseq), kind=kind, request_id=request_id, wallet_id=wallet_id,
+        part=int(stream[2:6]), epoch=epoch, pseq=pseq, kind=kind, request_id=request_id, wallet_id=wallet_id,
         wseq=int(wseq), amount_nanos=int(amount), balance_nanos=int(balance), plan_nanos=int(plan), funds_nanos=int(funds),
         position=int(position), flags=flags, debt_nanos=int(debt), at_ms=int(at_ms), row=orjson.loads(fields[b"r"]),
         plan_total_nanos=int(plan_total) if plan_total else None, pinned_nanos=int(pinned),

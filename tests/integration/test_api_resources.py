@@ -239,7 +239,19 @@ async def test_a_report_is_found_by_the_id_that_its_merchant_gave_it(client: Cli
     assert [row["request_id"] for row in rest["data"]] == ["order 0"]
 
 
-@pytest.mark.parametrize("request_id", ["req_0000000000AAAAAAAAAAAAAAAA", "req_%00", "x" * 300])
+async def test_an_id_with_an_old_time_in_it_is_waited_for_while_the_ledger_is_behind(client: Client, stores: Stores) -> None:
+    """L7: a merchant may choose an id that looks like one of ours from long ago; what is acknowledged is found all the same."""
+    shop = await open_shop(stores, "antiquarian")
+    chosen = "req_0000000000AAAAAAAAAAAAAAAA"
+    await sell(stores, shop, flush=False, request_key=chosen, fingerprint="f")
+    asked = asyncio.ensure_future(fetch(client, f"/v1/requests/{chosen}", shop))
+    done, _ = await asyncio.wait([asked], timeout=0.3)
+    assert not done
+    await stores.flush()
+    assert (await asked)["request_id"] == chosen
+
+
+@pytest.mark.parametrize("request_id", ["req_0000000000AAAAAAAAAAAAAAAA", "req_%00", "x" * 300, "order 1"])
 async def test_an_id_that_cannot_be_coming_is_not_waited_for(client: Client, acme: Shop, request_id: str) -> None:
     started = asyncio.get_running_loop().time()
     status, error = await refused(client, f"/v1/requests/{request_id}", acme)

@@ -46,7 +46,7 @@
       if (target.classList.contains("problem")) target.tabIndex = -1;
       target.focus();
     }
-    if (step.dataset.poll) timer = setTimeout(() => send("refresh"), Number(step.dataset.poll));
+    if (step.dataset.poll) timer = setTimeout(poll, Number(step.dataset.poll));
     if (step.dataset.outcome === "success") timer = setTimeout(() => tell("lava_checkout_success"), 1400);
     document.querySelector(".close")?.classList.toggle("hidden", Boolean(step.dataset.outcome) || ["processing", "authenticate"].includes(step.dataset.step));
     prepare(step);
@@ -61,12 +61,10 @@
     try {
       const answer = await post(action, form);
       const text = await answer.text();
-      if ((answer.headers.get("content-type") || "").startsWith("text/html") && text.includes("data-step=")) {
-        const polled = action === "refresh" && main.firstElementChild?.dataset.step === "processing" && text.includes('data-step="processing"');
+      if (isStep(answer, text)) {
         main.innerHTML = text;
         const step = main.querySelector(".step");
-        if (polled) timer = setTimeout(() => send("refresh"), Number(step.dataset.poll));
-        else shown(step, !answer.ok);
+        shown(step, !answer.ok);
         if (action === "cancel" && step.dataset.step === "cancelled") tell("lava_checkout_cancel");
       } else {
         let message = "This did not work. Try again in a moment.";
@@ -75,13 +73,33 @@
       }
     } catch {
       problem("There is no connection. Check your network and try again: nothing is charged twice.");
-      if (action === "refresh") timer = setTimeout(() => send("refresh"), 4000);
     } finally {
       under = false;
       main.removeAttribute("aria-busy");
       busy.textContent = "";
       if (button) button.disabled = false;
     }
+  };
+
+  const isStep = (answer, text) => (answer.headers.get("content-type") || "").startsWith("text/html") && text.includes("data-step=");
+
+  // A payment goes on without this page: by its processor's notice, by a bank's own app. While nothing is new nothing is shown
+  // anew, so that focus and a bank's frame stay; one answer that does not come is no reason to stop asking.
+  const poll = async () => {
+    const before = main.firstElementChild;
+    if (!under) {
+      try {
+        const answer = await post("refresh");
+        const text = await answer.text();
+        if (main.firstElementChild !== before) return; // another step has come meanwhile
+        if (!under && isStep(answer, text) && !text.includes(`data-step="${before.dataset.step}"`)) {
+          main.innerHTML = text;
+          shown(main.querySelector(".step"), !answer.ok);
+          return;
+        }
+      } catch { /* the network is away: the next time */ }
+    }
+    timer = setTimeout(poll, Number(before.dataset.poll));
   };
 
   // The processor's own form, where there is one: the number never comes to this page.
