@@ -154,7 +154,8 @@ class LedgerStore:
             return set()
         taken = await db.fetch(
             """SELECT a.request_id FROM unnest($1::text[], $2::text[]) AS a (merchant_id, request_id)
-            JOIN request_once o ON o.merchant_id = a.merchant_id AND o.request_key = a.request_id AND o.request_id <> a.request_id""",
+            JOIN request_once o ON o.merchant_id = a.merchant_id AND o.request_key = a.request_id
+            WHERE o.request_id <> a.request_id""",
             [entry.row["merchant_id"] for entry in calls],
             [entry.request_id for entry in calls],
         )
