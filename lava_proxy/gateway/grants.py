@@ -81,6 +81,14 @@ class Grants:
             )
         rules.check_call(call.model, call.billable, provider.name, *provider.aliases)
 
+    def has_expired(self, rules: KeyRules) -> Forbidden | None:
+        """Why a spend key that was let in is not any more by now; None while it is."""
+        try:
+            rules.check_time(self._clock())
+        except Forbidden as refused:
+            return refused
+        return None
+
     async def resolve(self, credential: bytes) -> Payer:
         """The payer. Raises BadToken (401), Forbidden (403) or StoreError (503, Postgres away and not known yet)."""
         payer = self._known.get(credential)
