@@ -51,15 +51,6 @@ _SETUP_BYTES_MAX = 1 << 20
 _UPGRADE_LINES = b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"
 
 
-def is_upgrade(request: Request) -> bool:
-    """Does a request to switch protocols mean WebSocket? Others are answered as if they had not asked (RFC 9110 7.8)."""
-    return (
-        request.method == "GET"
-        and not request.http10
-        and any(name.lower() == b"upgrade" and b"websocket" in value.lower() for name, value in request.headers)
-    )
-
-
 class UpgradePlan(HeadPlan):
     """A head plan whose upstream head asks for the upgrade. Its key is never the same again, so it is not remembered."""
 
