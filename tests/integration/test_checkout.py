@@ -150,6 +150,22 @@ async def test_a_code_is_good_once_for_five_tries_and_few_are_sent(shop: Checkou
     assert len([phone for phone, _ in shop.sms.sent if phone == "+14155550100"]) == 5
 
 
+async def test_a_phone_gets_ten_codes_a_day_over_all_sessions_visits_and_addresses(shop: CheckoutWorld) -> None:
+    """Each code is five guesses: who may ask for five an hour for ever would find the right one in the end."""
+    redis, refusals = shop.world.redis, []
+    for number in range(12):
+        for key in await redis.keys("verify:count:*:3600"):  # an hour later
+            await redis.delete(key)
+        visit = Visit(token=f"{number:040d}", address=f"203.0.113.{number}")
+        try:
+            await shop.checkout.send_code(await shop.session(), visit, "+14155550111")
+        except LimitExceeded as error:
+            refusals.append(error)
+    assert len(shop.sms.sent) == 10 and len(refusals) == 2
+    assert (refusals[0].retry_after_s or 0) > 80_000 and refusals[0].message.endswith("24 hours.")
+    await shop.checkout.send_code(await shop.session(), HERE, "+14155550112")
+
+
 async def test_a_provider_that_makes_its_own_codes_checks_them(world: World) -> None:
     async with checkout_world(world, sms=KeptSms(makes_codes=True)) as shop:
         session = await shop.session()
