@@ -202,6 +202,13 @@ def test_a_model_in_the_url_or_in_a_stored_prompt_is_enough() -> None:
     assert inspect({}, "/v1beta/models/g:generateContent").model == "g"
 
 
+@pytest.mark.parametrize("body", [b'{"model":"m","messages":[]} and more', b'\xef\xbb\xbf{"model":"m"}', b"\x1f\x8b", b"model=m"])
+def test_a_body_that_is_read_by_kinder_servers_only_is_held_for(body: bytes) -> None:
+    """I14: some read a JSON value and no further, some want no content type: without a hold, an empty wallet could call for ever."""
+    call = inspect(body, content_type="application/x-www-form-urlencoded")
+    assert call.billable and call.ceiling.output_tokens == DEFAULT_OUTPUT_TOKENS_MAX and call.ceiling.input_tokens > 0
+
+
 def test_other_content_types_never_fail() -> None:
     form = (
         b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.mp3"\r\n'
