@@ -25,6 +25,7 @@ _LOOKED_AT_LENGTHS = frozenset(map(len, (b"host", b"expect", b"content-length", 
 _LINGER_S = 5.0  # after a refusal the rest of the request is read and dropped: a close at once would destroy the answer
 _EARLY_BYTES_MAX = 65_536  # read of another protocol before the answer to the request for it is known
 _ENDED = (0, "", "")  # as a failure that has been answered
+_SMALL_BYTES_MAX = 4096  # pieces of a body that are kept as one: two bytes as an object of their own would take fifty
 _FRAMING_FACTOR = 16  # bytes of chunk framing for one of body: a one-byte chunk takes five; above, it is extensions or trailers
 
 
@@ -41,7 +42,7 @@ class Request:
         self.method = ""
         self.target = b""
         self.headers: Headers = []
-        self.body_parts: list[bytes] = []
+        self.body_parts: list[bytes | bytearray] = []
         self.body_bytes = 0
         self.keep_alive = True
         self.http10 = False
@@ -50,7 +51,19 @@ class Request:
     def body(self) -> bytes:
         """The whole body; the parts are dropped."""
         parts, self.body_parts = self.body_parts, []
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
+
+    def add(self, data: bytes) -> None:
+        """The next piece of the body."""
+        self.body_bytes += len(data)
+        parts = self.body_parts
+        if len(data) > _SMALL_BYTES_MAX or not parts or (len(parts[-1]) > _SMALL_BYTES_MAX and isinstance(parts[-1], bytes)):
+            parts.append(data)
+            return
+        last = parts[-1]
+        if isinstance(last, bytes):
+            last = parts[-1] = bytearray(last)
+        last += data
 
 
 class Exchange(Protocol):
@@ -75,6 +88,12 @@ class Connections:
         self.start_exchange = start_exchange
         self.open: set[Downstream] = set()
         self.stopping = False
+        self.unread_bytes = 0  # of bodies whose end has not come: nobody has asked yet who sends them
+
+    def make_room(self) -> None:
+        """Give up the body that has been coming for longest: who sends slowly on many connections must not use up the memory."""
+        reading = [connection for connection in self.open if connection.unread_bytes]
+        min(reading, key=lambda connection: connection.body_since).give_up()
 
     def sweep(self, now: float) -> None:
         """Once a second: close what has been idle, slow or stalled for too long."""
@@ -93,8 +112,8 @@ class Downstream(asyncio.Protocol):
 
     __slots__ = (
         "_body_framing", "_continue_due", "_early", "_ended_reading", "_failed", "_framing_bytes", "_in_head", "_is_resumed",
-        "_limits", "_loop", "_paused", "_receiver", "_request", "_shared", "_since", "_stalled_since", "_upgrade", "exchange",
-        "parser", "queue", "transport", "writable",
+        "_limits", "_loop", "_paused", "_receiver", "_request", "_shared", "_since", "_stalled_since", "_upgrade", "body_since",
+        "exchange", "parser", "queue", "transport", "unread_bytes", "writable",
     )  # fmt: skip
 
     def __init__(self, shared: Connections) -> None:
@@ -118,6 +137,8 @@ class Downstream(asyncio.Protocol):
         self._body_framing = b""  # of a request that has a body and asks for a protocol that is not spoken here
         self._is_resumed = False  # its body is being read
         self._receiver: Receiver | None = None
+        self.unread_bytes = 0  # of the body that is coming
+        self.body_since = 0.0
         self._since = self._loop.time()  # of the present wait: for a request, for its rest
         self._stalled_since = 0.0
 
@@ -133,6 +154,7 @@ class Downstream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         self._shared.open.discard(self)
+        self._body_ended()
         self.queue.clear()
         if self.exchange is not None:
             self.exchange.client_gone()
@@ -293,10 +315,17 @@ class Downstream(asyncio.Protocol):
         request = self._request
         assert request is not None
         self._framing_bytes -= len(data)
-        request.body_bytes += len(data)
+        request.add(data)
         if request.body_bytes > self._limits.body_bytes_max:
             self._refuse_body()
-        request.body_parts.append(data)
+        if not self.unread_bytes:
+            self.body_since = self._loop.time()
+        self.unread_bytes += len(data)
+        self._shared.unread_bytes += len(data)
+        while self._shared.unread_bytes > self._limits.unread_bodies_bytes_max:
+            self._shared.make_room()
+            if self._failed is not None:
+                raise _Rejected
 
     def on_message_complete(self) -> None:
         assert self._request is not None
@@ -304,6 +333,7 @@ class Downstream(asyncio.Protocol):
             return  # only its head: see `_resume`
         if self._is_resumed:
             self._is_resumed, self._upgrade, self._request.keep_alive = False, True, False
+        self._body_ended()
         self.queue.append(self._request)
         self._request = None
         self._in_head = True
@@ -442,6 +472,17 @@ class Downstream(asyncio.Protocol):
         if self._failed is None:
             self._failed = (status, code, message)
             self._request = None
+            self._body_ended()
+
+    def _body_ended(self) -> None:
+        """A body is whole, or nothing of it is kept."""
+        self._shared.unread_bytes -= self.unread_bytes
+        self.unread_bytes = 0
+
+    def give_up(self) -> None:
+        """Drop the body that is coming."""
+        self._reject(408, "request_timeout", "The body came too slowly while many others were on their way.")
+        self._next()
 
     def _answer_failed(self) -> None:
         transport = self.transport
