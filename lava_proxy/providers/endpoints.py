@@ -122,6 +122,10 @@ _VIDEO_REMIX = re.compile(r"/videos/[^/]+/remix$")
 _CANCEL = re.compile(r"/(responses|predictions)/[^/]+/cancel$")
 _GOOGLE_CALL = re.compile(r"/([^/]+?)(?::|%3[Aa])([A-Za-z]+)$")
 _MODEL_ID_MAX = 256
+_DECODINGS_MAX = 3
+_PARAMETERS = re.compile(r";[^/]*")
+_SLASHES = re.compile(r"[/\\]+")
+_END = re.compile(r"[?#\0]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,10 +143,39 @@ class Endpoint:
 
 @lru_cache(maxsize=1024)
 def endpoint_of(method: str, path: str, query: str) -> Endpoint:
-    """The endpoint of a request; api `other` for what is not known, `read` for reading, deleting and uploading (free)."""
-    path = path.rstrip("/")
-    if method != "POST":
-        return _not_posted(method, path, query)
+    """The endpoint of a request; api `other` for what is not known, `read` for reading, deleting and uploading (free).
+
+    Servers read a path more kindly than it is written. What costs nothing as it stands is looked at as they may take it: else an
+    escaped or a capital letter would make any call one that is not metered.
+    """
+    path = _SLASHES.sub("/", path).rstrip("/")
+    found = _endpoint(method, path, query)
+    if _is_metered(found):
+        return found
+    plain = _plain(path)
+    return next(
+        (other for other in (_endpoint(method, plain, query), _endpoint(method, plain.lower(), query)) if _is_metered(other)), found
+    )
+
+
+def _endpoint(method: str, path: str, query: str) -> Endpoint:
+    return _posted(path) if method == "POST" else _not_posted(method, path, query)
+
+
+def _is_metered(endpoint: Endpoint) -> bool:
+    return endpoint.billable and endpoint.api != "other"
+
+
+def _plain(path: str) -> str:
+    """A path without escapes, segments' parameters, doubled slashes, space at its end and what a later decoding would cut off."""
+    for _ in range(_DECODINGS_MAX):
+        path, before = unquote(path), path
+        if path == before:
+            break
+    return _SLASHES.sub("/", _PARAMETERS.sub("", _END.split(path, 1)[0])).rstrip("/ \t\r\n.")
+
+
+def _posted(path: str) -> Endpoint:
     bedrock = _BEDROCK_MODEL.search(path)
     if bedrock is not None:
         return _bedrock_call(path, unquote(bedrock[1])[:_MODEL_ID_MAX])

@@ -7,6 +7,7 @@ provider's name picks the dialect. A host's `family` in providers.toml only says
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -52,7 +53,9 @@ class ModelApis:
             return _unmetered_call(endpoint, content_type, body)
         document = _json_object(endpoint, content_type, body)
         if document is None:
-            return _unmetered_call(endpoint, content_type, body)
+            # Some servers look at no content type and read more than is JSON: what they answer is metered, so it is held for too.
+            unread = ceiling(endpoint.api, body, {}, self._default_output_tokens_max)
+            return replace(_unmetered_call(endpoint, content_type, body), ceiling=unread)
         model = endpoint.model or _model_in(endpoint, document)
         stream = endpoint.stream
         if stream is None:

@@ -163,6 +163,20 @@ class ChargeStore:
                 person_id,
             )
 
+    async def claim_wallet(self, db: Any, wallet_id: str, person_id: str) -> bool:
+        """Make a person the payer of a wallet that nobody with a phone pays for yet; False when somebody else does."""
+        await db.execute("SELECT 1 FROM wallet WHERE wallet_id = $1 FOR NO KEY UPDATE", wallet_id)  # one after the other
+        payer = await db.fetchval(
+            "SELECT person_id FROM wallet_person JOIN person USING (person_id) WHERE wallet_id = $1 AND phone <> ''", wallet_id
+        )
+        if payer is None:
+            await db.execute(
+                "INSERT INTO wallet_person VALUES ($1, $2) ON CONFLICT (wallet_id) DO UPDATE SET person_id = EXCLUDED.person_id",
+                wallet_id,
+                person_id,
+            )
+        return payer in (None, person_id)
+
     async def wallet_person(self, wallet_id: str) -> str | None:
         """Who pays for a wallet."""
         row = await self._row("SELECT person_id FROM wallet_person WHERE wallet_id = $1", wallet_id)

@@ -97,7 +97,7 @@ class CheckoutStore(Database):
         )  # fmt: skip
         return [self._session(row) for row in rows]
 
-    async def verify(self, session_id: str, person_id: str, visit_hash: bytes) -> bool:
+    async def verify(self, session_id: str, person_id: str, visit_hash: bytes, *, db: Any = None) -> bool:
         """Bind a session to who proved their phone and to the visit that did; False when it is closed.
 
         Another visit of the same person takes it over; another person never does while a payment may be under way.
@@ -108,7 +108,7 @@ class CheckoutStore(Database):
                 state = CASE WHEN state = 'open' THEN 'verified' ELSE state END
                 WHERE checkout_session_id = $1 AND state IN ('open', 'verified', 'paying')
                 AND (state <> 'paying' OR person_id = $2)""",
-                session_id, person_id, visit_hash,
+                session_id, person_id, visit_hash, db=db,
             )
         )  # fmt: skip
 

@@ -41,6 +41,7 @@ REPORTED = """SELECT r.*, asked.request_key AS asked FROM unnest($1::text[], $2:
     WHERE merchant_id = asked.merchant_id AND request_key = asked.request_key LIMIT 1) o
   CROSS JOIN LATERAL (SELECT * FROM request WHERE request_id = o.request_id AND merchant_id = asked.merchant_id LIMIT 1) r"""
 _RECOVERY_LOCK = 7_229_003
+_REPORT_KEY_CHARS_MAX = 255  # of a report's own id; what is longer in `request_once` is no caller's choice
 # What a row that Postgres cannot keep raises: refused by the server, or by the client's encoders.
 _UNKEEPABLE = (asyncpg.DataError, ValueError, TypeError, OverflowError)
 _log = structlog.get_logger("ledger")
@@ -117,16 +118,8 @@ class LedgerStore:
 
     async def _write(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
         settles = [entry for entry in entries if entry.kind == "s"]
-        fresh = {
-            row["request_id"]
-            for row in await db.fetch(
-                """INSERT INTO request_once SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
-                ON CONFLICT DO NOTHING RETURNING request_id""",
-                [e.row["merchant_id"] for e in settles],
-                [e.row.get("request_key") or e.request_id for e in settles],
-                [e.request_id for e in settles],
-            )
-        }
+        fresh = await _claimed(db, [(entry, entry.row.get("request_key") or entry.request_id) for entry in settles])
+        fresh |= await self._claimed_beside(db, [entry for entry in settles if entry.request_id not in fresh])
         fresh -= await self._seen_before(db, [entry for entry in settles if entry.request_id in fresh and "once_key" in entry.row])
         once: set[str] = set()
         rows, doubles = [], []
@@ -151,18 +144,28 @@ class LedgerStore:
         await note_balances(db, entries)
         await note_low(db, entries)
 
+    async def _claimed_beside(self, db: Any, entries: Sequence[OutboxEntry]) -> set[str]:
+        """Calls whose id a report has: it was sent while the call was running, by who saw the id. Both have happened, both count.
+
+        Such a call is charged once too, under a name that no report can have.
+        """
+        calls = [entry for entry in entries if not entry.row.get("request_key")]
+        if not calls:
+            return set()
+        taken = await db.fetch(
+            """SELECT a.request_id FROM unnest($1::text[], $2::text[]) AS a (merchant_id, request_id)
+            JOIN request_once o ON o.merchant_id = a.merchant_id AND o.request_key = a.request_id
+            WHERE o.request_id <> a.request_id""",
+            [entry.row["merchant_id"] for entry in calls],
+            [entry.request_id for entry in calls],
+        )
+        ids = {row["request_id"] for row in taken}
+        return await _claimed(db, [(entry, _own_name(entry.request_id)) for entry in calls if entry.request_id in ids])
+
     async def _seen_before(self, db: Any, entries: Sequence[OutboxEntry]) -> set[str]:
         """Of calls that were charged for something that is charged once: those for which another call was."""
-        if not entries:
-            return set()
-        first = await db.fetch(
-            """INSERT INTO request_once SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
-            ON CONFLICT DO NOTHING RETURNING request_id""",
-            [entry.row["merchant_id"] for entry in entries],
-            [entry.row["once_key"] for entry in entries],
-            [entry.request_id for entry in entries],
-        )
-        return {entry.request_id for entry in entries} - {row["request_id"] for row in first}
+        first = await _claimed(db, [(entry, _own_name(entry.row["once_key"])) for entry in entries])
+        return {entry.request_id for entry in entries} - first
 
     async def _write_states(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
         """Each wallet's newest entry as the wallet's state; an older one never overwrites a newer."""
@@ -384,6 +387,25 @@ class LedgerStore:
             return [dict(row) for row in await self._pool.fetch(query, *args)]
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
+
+
+async def _claimed(db: Any, names: Sequence[tuple[OutboxEntry, str]]) -> set[str]:
+    """The ids of the requests that are the first of their merchant under their name, for ever."""
+    if not names:
+        return set()
+    rows = await db.fetch(
+        """INSERT INTO request_once SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+        ON CONFLICT DO NOTHING RETURNING request_id""",
+        [entry.row["merchant_id"] for entry, _ in names],
+        [name for _, name in names],
+        [entry.request_id for entry, _ in names],
+    )
+    return {row["request_id"] for row in rows}
+
+
+def _own_name(text: str) -> str:
+    """A name of ours in `request_once`, which no report can have or take."""
+    return text.ljust(_REPORT_KEY_CHARS_MAX + 1, "~")
 
 
 def _request(entry: OutboxEntry) -> tuple[Any, ...]:

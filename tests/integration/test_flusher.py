@@ -181,6 +181,44 @@ async def test_the_same_id_twice_in_one_batch_is_charged_once(world: World) -> N
     await world.clean_audit()
 
 
+@pytest.mark.parametrize("same_batch", [False, True])
+async def test_a_report_under_a_running_calls_id_makes_the_call_no_cheaper(world: World, same_batch: bool) -> None:
+    """I10: the id stands in the answer's head, so it can be reported while the call runs; both are charged, each once."""
+    wallet_id = await world.wallet(1_000)
+    call_id = await world.reserve(wallet_id, 400)
+    await world.settle(wallet_id, new_id("req"), 1, mode="late", changes={"request_key": call_id, "fingerprint": "f"})
+    if not same_batch:
+        await world.flush()
+    await world.settle(wallet_id, call_id, 400)
+    await world.flush()
+    await world.redis.delete(f"{tag(partition_of(wallet_id))}:h:{call_id}")
+    assert (await sums(world)) == (2, 2, 401)
+    assert await world.fetch("SELECT * FROM anomaly") == []
+    await world.settle(wallet_id, call_id, 400, mode="late")  # Redis had forgotten it
+    await world.flush()
+    await CreditApplier(world.catalog, world.funding).run_once()
+    assert (await world.state(wallet_id)).balance_nanos == 1_000 - 401
+    await world.flush()
+    await world.clean_audit()
+
+
+async def test_a_report_named_like_a_job_does_not_make_the_job_free(world: World) -> None:
+    """I10: what a job is called here is no report's to take."""
+    wallet_id = await world.wallet(1_000)
+    job = {"once_key": "job/openai/resp_1"}
+    await world.settle(wallet_id, new_id("req"), 1, mode="late", changes={"request_key": "job/openai/resp_1", "fingerprint": "f"})
+    await world.flush()
+    for _ in range(2):
+        call_id = await world.reserve(wallet_id, 300)
+        await world.settle(wallet_id, call_id, 300, changes=job)
+        await world.flush()
+    assert (await sums(world)) == (2, 2, 301), "the second look at the job is given back"
+    await CreditApplier(world.catalog, world.funding).run_once()
+    assert (await world.state(wallet_id)).balance_nanos == 1_000 - 301
+    await world.flush()
+    await world.clean_audit()
+
+
 async def test_decimals_of_the_usage_arrive_digit_by_digit(world: World) -> None:
     """A2, 53: 30.70 s stays 30.70, a cost keeps all its places, big counts stay whole."""
     wallet_id = await world.wallet(1_000)
