@@ -181,9 +181,8 @@ class Charges:
         )  # fmt: skip
         made = await self._store.insert(charge)
         if made is None:  # another was quicker: by the same key, or for the same wallet
-            of_key = await self._store.charge_of_occasion(occasion)
-            is_ended = of_key is None or of_key.state == "canceled"
-            made = await self._store.open_charge(wallet_id) if is_ended else of_key
+            of_key, under_way = await self._store.in_the_way(wallet_id, occasion)
+            made = under_way if of_key is None or of_key.state == "canceled" else of_key
         if made is None:
             raise Conflict("Another charge of this wallet has just ended; ask again.", code="charge_in_progress")
         return made

@@ -390,12 +390,8 @@ class ChargeStore:
         row = await self._row(f"SELECT {_CHARGE} FROM charge WHERE processor = $1 AND processor_ref = $2", processor, processor_ref)
         return None if row is None else Charge(**row)
 
-    async def open_charge(self, wallet_id: str) -> Charge | None:
-        row = await self._row(f"SELECT {_CHARGE} FROM charge WHERE wallet_id = $1 AND state IN {_OPEN_SQL}", wallet_id)
-        return None if row is None else Charge(**row)
-
     async def in_the_way(self, wallet_id: str, occasion: str | None) -> tuple[Charge | None, Charge | None]:
-        """What a new charge would meet: `charge_of_occasion` and `open_charge` in one answer."""
+        """What a new charge would meet: the newest charge of its occasion, and the wallet's open one."""
         rows = await self._rows(
             f"""(SELECT 0 AS found, {_CHARGE} FROM charge WHERE occasion = $2 ORDER BY charge_id DESC LIMIT 1)
             UNION ALL SELECT 1, {_CHARGE} FROM charge WHERE wallet_id = $1 AND state IN {_OPEN_SQL}""",

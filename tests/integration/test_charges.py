@@ -289,7 +289,7 @@ async def test_a_holder_who_never_comes_frees_the_wallet_after_a_day(cards: Card
     assert charge.state == "requires_action" and charge.action_url is not None
     await cards.run(rounds=26, step=timedelta(hours=1))
     assert (await cards.store.charge(charge.charge_id)).state == "canceled"
-    assert await cards.store.open_charge(wallet_id) is None
+    assert await cards.store.in_the_way(wallet_id, None) == (None, None)
 
 
 async def test_a_wallet_without_a_card_is_told_so(cards: CardWorld) -> None:
