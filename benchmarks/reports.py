@@ -24,7 +24,8 @@ from typing import Any
 
 from benchmarks import _processes as processes
 from benchmarks import gateway as calls
-from lava_proxy.app.embedded import EmbeddedEngines, EngineOptions
+from lava_proxy.app.embedded import EmbeddedEngines
+from lava_proxy.app.engine_sources import EngineOptions
 
 TARGETS = {"single": 12_000, "batched": 30_000}  # acknowledged reports a second, at least
 BATCH = 100
