@@ -26,7 +26,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from lava_proxy.app import sandbox
 from lava_proxy.app.card_payments import open_card_payments
-from lava_proxy.app.embedded import EmbeddedEngines, EngineError, EngineOptions
+from lava_proxy.app.embedded import EmbeddedEngines
+from lava_proxy.app.engine_sources import EngineError, EngineOptions
 from lava_proxy.app.open_stores import open_stores, registry_of
 from lava_proxy.app.run_config import RunConfig, parse_overrides
 from lava_proxy.app.run_folder import RunFolder

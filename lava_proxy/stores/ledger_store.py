@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -114,7 +114,9 @@ class LedgerStore:
             await db.execute("SELECT pg_advisory_lock($1)", _RECOVERY_LOCK, timeout=3600)
             yield
         finally:
-            await self._pool.release(db)  # asyncpg's reset releases session locks
+            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await db.close(timeout=10)  # ends the lock, whatever became of asking for it
+            await self._pool.release(db)
 
     async def _write(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
         settles = [entry for entry in entries if entry.kind == "s"]
