@@ -42,7 +42,9 @@ HIDDEN_PROMPT_TOKENS = 1_024
 
 CHOICES_MAX = 128
 
-EMBEDDING_APIS = frozenset({"embeddings", "embedContent", "predict", "embed", "ollama_embed", "watsonx_embeddings"})
+EMBEDDING_APIS = frozenset(
+    {"embeddings", "embedContent", "cachedContents", "predict", "embed", "ollama_embed", "watsonx_embeddings"}
+)
 """They generate nothing."""
 
 _NESTED_LIMITS = {

@@ -22,7 +22,13 @@ from lava_proxy.providers.usage_reader import (
 )
 from lava_proxy.wire import json_scan
 
-_MARKS = (b"finishReason", b"Queries", b"blockReason", b'"error"')
+_MARKS = (b"finishReason", b"groundingMetadata", b"blockReason", b'"error"')
+
+MAPS = "google_maps"
+"""Grounding with Google Maps is billed by the prompt, at a rate of its own. https://ai.google.dev/gemini-api/docs/pricing"""
+
+CACHE_STORAGE = "cache_storage"
+"""What is cached on request is billed by the hour that it is kept, besides the tokens that it is made of."""
 
 _TIERS = {"ON_DEMAND_FLEX": "flex", "ON_DEMAND_PRIORITY": "priority"}
 """Vertex' traffic types that have prices of their own, by the names that AI Studio calls them.
@@ -94,6 +100,8 @@ class GenerateContentReader(UsageReader):
         candidates = items(chunk.get("candidates"))
         queries = [mapping(candidate.get("groundingMetadata")).get("webSearchQueries") for candidate in candidates]
         self._queries = max(self._queries, sum(len(some) for some in queries if isinstance(some, list)))
+        if any(_is_from_maps(candidate) for candidate in candidates):
+            self.unseen = (MAPS,)
         if isinstance(metadata, dict):
             self.usage = self.read_usage(metadata) or self.usage
         is_blocked = bool(mapping(chunk.get("promptFeedback")).get("blockReason"))
@@ -110,6 +118,17 @@ class GenerateContentReader(UsageReader):
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         return generate_usage(raw_usage)
+
+
+class CachedContentsReader(GenerateContentReader):
+    """POST cachedContents: all its tokens are read once, and then kept."""
+
+    text = text_values("(?!)")
+
+    def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
+        total = count_or_none(raw_usage.get("totalTokenCount"))
+        self.unseen = (CACHE_STORAGE,)
+        return None if total is None else token_usage(total, 0)
 
 
 class PredictReader(GenerateContentReader):
@@ -168,6 +187,11 @@ def generate_usage(metadata: Mapping[str, Any]) -> Usage | None:
     )
     overlaps = cached_kinds(_modalities(metadata.get("cacheTokensDetails")))
     return Usage(usage.units, overlaps) if overlaps else usage
+
+
+def _is_from_maps(candidate: Mapping[str, Any]) -> bool:
+    grounding = candidate.get("groundingMetadata")
+    return isinstance(grounding, dict) and any("maps" in chunk for chunk in items(grounding.get("groundingChunks")))
 
 
 def cached_kinds(by_modality: Mapping[str, int]) -> dict[str, int]:

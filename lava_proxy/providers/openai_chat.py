@@ -37,6 +37,8 @@ thinking tokens, and only the total counts them."""
 USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*\{(?!\s*\})')
 """A usage that has members: an empty one says nothing, and hides none that was said before."""
 
+_SEARCH_MODEL = re.compile(r"-search-(?:preview|api)")
+
 _NOT_ALL_GENERATED = (b"url_citation", b"executed_tools")
 """Marks of chunks that quote what a search found (OpenRouter, Groq). Perplexity, besides, repeats the whole message in
 every chunk, next to its cumulative usage. None of them is counted as generated text."""
@@ -101,7 +103,8 @@ class ChatReader(UsageReader):
         usage = None if raw_usage is None else self.read_usage(json_scan.exact(raw, "usage", raw_usage))
         if raw_usage is None or usage is None:
             return
-        self.usage, self.unseen = usage, unseen_sources(raw_usage)
+        self.usage = usage
+        self.unseen = unseen_sources(raw_usage, chunk.get("model"))
         is_done = chunk.get("object") == "chat.completion.done"
         self.final = is_done or not choices or any(choice.get("finish_reason") for choice in choices)
         self.terminal = self.terminal or is_done
@@ -116,7 +119,7 @@ class ChatReader(UsageReader):
         if isinstance(raw_usage, dict):
             self.usage = self.read_usage(json_scan.exact(raw, "usage", raw_usage))
             self.final = self.usage is not None
-            self.unseen = unseen_sources(raw_usage)
+            self.unseen = unseen_sources(raw_usage, document.get("model"))
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         return chat_usage(raw_usage, self._dialect)
@@ -234,10 +237,13 @@ def stated_cost(raw_usage: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-def unseen_sources(raw_usage: Mapping[str, Any]) -> tuple[str, ...]:
-    """xAI's live search is billed by the source that was read, which only its own bill contains."""
-    has_bill = count(raw_usage, "cost_in_usd_ticks") > 0
-    return () if has_bill or not count(raw_usage, "num_sources_used") else ("live_search_sources",)
+def unseen_sources(raw_usage: Mapping[str, Any], model: object = None) -> tuple[str, ...]:
+    """Searches that no usage counts: xAI's live search, billed by the source that was read, which only its own bill contains, and
+    OpenAI's search models, which search in every call.
+    """
+    if count(raw_usage, "num_sources_used") and not count(raw_usage, "cost_in_usd_ticks"):
+        return ("live_search_sources",)
+    return ("web_search",) if isinstance(model, str) and _SEARCH_MODEL.search(model) and "cost" not in raw_usage else ()
 
 
 def cost_usd(raw_usage: Mapping[str, Any]) -> Decimal | None:

@@ -8,7 +8,7 @@ from lava_proxy.providers.anthropic import CompleteReader, MessagesReader
 from lava_proxy.providers.base import Call, Provider
 from lava_proxy.providers.bedrock import ConverseReader, InvokeReader
 from lava_proxy.providers.cohere import CohereReader
-from lava_proxy.providers.google import GenerateContentReader, PredictReader
+from lava_proxy.providers.google import CachedContentsReader, GenerateContentReader, PredictReader
 from lava_proxy.providers.interactions import InteractionsReader
 from lava_proxy.providers.ollama import OllamaReader
 from lava_proxy.providers.openai_chat import ChatReader, CompletionsReader, Dialect, EmbeddingsReader
@@ -39,6 +39,7 @@ _READERS: Mapping[str, Callable[[], UsageReader]] = {
     "generateContent": GenerateContentReader,
     "streamGenerateContent": GenerateContentReader,
     "embedContent": GenerateContentReader,
+    "cachedContents": CachedContentsReader,
     "runs": RunsReader,
     "runs_retrieve": RunsReader,
     "converse": ConverseReader,

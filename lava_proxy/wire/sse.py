@@ -105,7 +105,7 @@ def _last_boundary_end(buffer: bytearray, start: int) -> int:
 
 def names_an_error(block: bytes) -> bool:
     """May one of these events be called `error`? The blank after a field's colon is optional."""
-    return b"event: error" in block or b"event:error" in block
+    return b"error" in block and (b"event: error" in block or b"event:error" in block)
 
 
 def split_events(block: bytes) -> list[bytes]:

@@ -177,6 +177,15 @@ OPENAI = [
         usage=token_usage(9, 2),
     ),
     Case(
+        name="a model that searches in every call",
+        of="openai",
+        path="/v1/chat/completions",
+        asks={"model": "gpt-4o-search-preview", "messages": []},
+        answer=document({"id": "c", "model": "gpt-4o-search-preview-2025-03-11", "choices": [], "usage": counts(9, 400)}),
+        usage=token_usage(9, 400),
+        more={"unseen": ("web_search",)},
+    ),
+    Case(
         name="legacy completions of several prompts",
         of="openai",
         path="/v1/completions",
@@ -815,6 +824,31 @@ GOOGLE = [
         asks={"messages": []},
         answer=document({"id": "c", "model": "jamba-1.5-large", "choices": [], "usage": counts(30, 7)}),
         usage=token_usage(30, 7),
+    ),
+    Case(
+        name="places of a map",
+        of="google",
+        path="/v1beta/models/gemini-x:streamGenerateContent",
+        query="alt=sse",
+        asks={"contents": [], "tools": [{"googleMaps": {}}]},
+        answer=sse(
+            gemini("a", usage={"promptTokenCount": 9, "totalTokenCount": 9}),
+            gemini("b", groundingMetadata={"groundingChunks": [{"maps": {"placeId": "x"}}]}),
+            gemini(finish="STOP", usage={"promptTokenCount": 9, "candidatesTokenCount": 4, "totalTokenCount": 13}),
+        ),
+        usage=token_usage(9, 4),
+        more={"unseen": ("google_maps",)},
+    ),
+    Case(
+        name="a cache that is made on request",
+        of="google",
+        path="/v1beta/cachedContents",
+        asks={"model": "models/gemini-2.5-flash", "contents": [], "ttl": "300s"},
+        answer=document(
+            {"name": "cachedContents/1", "model": "models/gemini-2.5-flash", "usageMetadata": {"totalTokenCount": 5000}}
+        ),
+        usage=token_usage(5000, 0),
+        more={"unseen": ("cache_storage",)},
     ),
     Case(
         name="an interaction",
