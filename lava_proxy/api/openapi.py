@@ -32,7 +32,10 @@ REFUSALS = {
     "429": "More than a thousand requests in a minute; Retry-After says when to come back.",
     "503": "The books cannot be read or written now; Retry-After says when to come back.",
 }
-RARE_REFUSALS = {"402": "There is no card to charge, or it was declined; the code says which."}
+RARE_REFUSALS = {
+    "402": "There is no card to charge, or it was declined; the code says which.",
+    "501": "This installation is not set up for it: no text messages can be sent, or no cards are taken; the code says which.",
+}
 """Of those operations only that name them in `refuses`."""
 _DESCRIPTION = """Resources of a merchant, and the gateway that sells AI calls.
 
