@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
@@ -146,4 +147,7 @@ class SignIn:
 
 def _next_of(text: str) -> str:
     """Where to go afterwards: a page of ours, whatever the address said."""
-    return text if _NEXT.fullmatch(text) and text.isprintable() and len(text) <= 2000 else "/dashboard"
+    is_ours = _NEXT.fullmatch(text) and text.isprintable() and len(text) <= 2000
+    # Browsers resolve dot segments, also escaped ones, and what is left may be another site's address.
+    segments = unquote(text.partition("?")[0]).split("/")[1:]
+    return text if is_ours and not {".", ".."}.intersection(segments) and "" not in segments[:-1] else "/dashboard"
