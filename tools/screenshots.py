@@ -21,13 +21,9 @@ from typing import Any
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.daemon import Daemon, running
+from tests.e2e.browser import launch_options
 from tests.e2e.checkout_pages import sent_code
 
-CHROMIUM = "/usr/bin/chromium"
-CHROMIUM_ARGUMENTS = [
-    "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
-    "--disable-gpu", "--disable-dev-shm-usage",
-]  # fmt: skip
 WIDTHS = {"desktop": (1280, 900), "phone": (360, 740)}
 THEMES = ("light", "dark")
 PICTURES = Path(__file__).parents[1] / "deploy" / "pictures"
@@ -42,7 +38,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "data", "--workers", "1") as daemon:
         seed(daemon, options.calls)
         with sync_playwright() as playwright:
-            browser = launch(playwright)
+            browser = playwright.chromium.launch(**launch_options())
             written, problems = take(browser, daemon, options.folder, options.pages)
             if options.readme:
                 problems += show(browser, daemon, PICTURES)
@@ -62,13 +58,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--readme", action="store_true", help=f"also write {', '.join(SHOWN)} for the README to deploy/pictures")
     parser.add_argument("--json", action="store_true", help="one JSON object as the last line")
     return parser.parse_args()
-
-
-def launch(playwright: Any) -> Browser:
-    """The system's Chromium, which works as root."""
-    return playwright.chromium.launch(  # type: ignore[no-any-return]
-        executable_path=CHROMIUM, headless=True, chromium_sandbox=False, args=CHROMIUM_ARGUMENTS
-    )
 
 
 def signed_in(browser: Browser, daemon: Daemon, *, width: str = "desktop", theme: str = "light") -> BrowserContext:

@@ -6,16 +6,15 @@ import json
 import re
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.daemon import Daemon, running, until
-from tests.e2e.test_dashboard import Visitor
+from tests.e2e.browser import needs_chromium
+from tests.e2e.visitor import Visitor
 
-playwright_api = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="chromium is missing: apt-get install -y chromium")
+pytestmark = needs_chromium
 
 PAGES = (
     "customers", "customers?q=nobody-at-all", "customers/new", "meters", "meters/new", "plans", "plans/new", "plans/subscriptions",
@@ -27,16 +26,6 @@ PAGES = (
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with running(tmp_path_factory.mktemp("dashboard-pages"), "--workers", "1") as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from tools.screenshots import launch
-
-    with playwright_api.sync_playwright() as playwright:
-        started = launch(playwright)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
