@@ -31,6 +31,7 @@ _DATA_DIR = click.option(
     default=None,
     help="Where `dev` keeps its engines' data [.lava].",
 )
+_NAMED_MAX = 10
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
 
 
@@ -191,6 +192,7 @@ def _config_from_environment(settings: Settings, providers: tuple[str, ...] = ()
         control_listen=_control_listen(environment),
         base_url=f"{public.rstrip('/')}/v1/" if public else "",
         overrides=parse_overrides(providers),
+        program=environment.get("LAVA_PROGRAM", "lava-proxy"),
     )
 
 
@@ -332,8 +334,12 @@ async def _merchant_of(stores: Any, merchant_id: str | None) -> Any:
     if merchant_id is not None:
         return await stores.catalog.merchant(merchant_id)
     merchants = await stores.catalog.merchants()
-    if len(merchants) != 1:
-        raise CallerError(f"There are {len(merchants)} merchants; name one with --merchant.")
+    if not merchants:
+        raise CallerError('There is no merchant yet; `merchant create --name "My company"` makes the first.')
+    if len(merchants) > 1:
+        known = ", ".join(f"{one.merchant_id} ({one.name})" for one in merchants[:_NAMED_MAX])
+        more = f" and {len(merchants) - _NAMED_MAX} more" if len(merchants) > _NAMED_MAX else ""
+        raise CallerError(f"There are {len(merchants)} merchants; name one with --merchant: {known}{more}.")
     return merchants[0]
 
 
@@ -428,14 +434,16 @@ def dashboard_link(merchant_id: str | None, data_dir: Path | None) -> None:
 
 
 async def _dashboard_link(stores: Any, config: Any, merchant_id: str) -> str:
-    """Without a public URL only the path is known."""
+    """Without a public URL it leads to where a server said it serves; when none has, only the path is known."""
     from lava_proxy.stores.audit_log import Actor, AuditLog
     from lava_proxy.stores.dashboard_sessions import DashboardSessions
 
     actor = Actor(kind="cli", id=f"uid {os.getuid()}", name="Command line")
     await AuditLog(stores.pool).note(merchant_id, actor, "session.link", merchant_id)
-    code = await DashboardSessions(stores.redis).create_link(merchant_id)
-    return f"{config.base_url.removesuffix('v1/') or '/'}dashboard/enter/{code}"
+    sessions = DashboardSessions(stores.redis)
+    code = await sessions.create_link(merchant_id)
+    address = config.base_url.removesuffix("v1/") or await sessions.address() or "/"
+    return f"{address}dashboard/enter/{code}"
 
 
 @cli.group()

@@ -10,7 +10,7 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -30,7 +30,7 @@ from lava_proxy.app.hosted_checkout import HostedCheckout, open_hosted_checkout
 from lava_proxy.app.run_config import RunConfig, business_clock, control_address
 from lava_proxy.billing.funding import Funding
 from lava_proxy.billing.rating import Rating
-from lava_proxy.domain.errors import LavaError
+from lava_proxy.domain.errors import LavaError, StoreError
 from lava_proxy.domain.prices import PriceBook
 from lava_proxy.gateway.upstream import Origin
 from lava_proxy.gateway.worker import GatewayWorker
@@ -232,6 +232,9 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     async def home(request: web.Request) -> web.Response | None:
         return await site.home(request)
 
+    if config.base_url:
+        with suppress(StoreError):  # then a link names its path alone
+            await DashboardSessions(stores.redis).set_address(config.base_url.removesuffix("v1/"))
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
@@ -257,7 +260,10 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             checkout_sessions=hosted.resource(),
         )
     )
-    dashboard = _dashboard_of(stores, merchant_stores, funding, config, cards, hosted, webhook_client, registry, prices)
+    own_keys = settings.provider_keys({provider.name: provider.key_env for provider in registry.providers})
+    dashboard = _dashboard_of(
+        stores, merchant_stores, funding, config, cards, hosted, webhook_client, registry, prices, own_keys
+    )  # fmt: skip
     site = Site(application[OPENAPI_DOCUMENT], dashboard, hosted.routes)
     application.add_routes(site.routes())
     if config.control_listen is not None:
@@ -294,8 +300,9 @@ def _dashboard_of(
     webhook_client: WebhookClient,
     registry: Registry,
     prices: PriceBook,
+    own_keys: Collection[str],
 ) -> DashboardDependencies:
-    """What the pages for merchants stand on."""
+    """What the pages for merchants stand on. `own_keys`: the providers for which the installation has a key."""
     clock = business_clock(config)
     return DashboardDependencies(
         pool=stores.pool,
@@ -320,6 +327,9 @@ def _dashboard_of(
         audit_log=AuditLog(stores.pool, clock),
         public_url=config.base_url.removesuffix("v1/"),
         clock=clock,
+        own_keys=frozenset(own_keys),
+        sandboxed=frozenset(config.sandboxed),
+        command=config.command,
     )
 
 

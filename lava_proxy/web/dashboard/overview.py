@@ -16,6 +16,7 @@ from lava_proxy.stores.dashboard_store import AT_RISK_DAYS, PACE_DAYS, Dashboard
 from lava_proxy.stores.engine_health import Health
 from lava_proxy.stores.usage_store import UsageStore, UsageSums
 from lava_proxy.web.dashboard.charts import Chart, Series
+from lava_proxy.web.dashboard.first_steps import FirstSteps
 from lava_proxy.web.dashboard.frame import View, is_part, session_of
 
 RANGES: dict[str, tuple[str, int, BucketName]] = {
@@ -53,8 +54,17 @@ class Share:
 class Overview:
     """The first page and its two parts."""
 
-    def __init__(self, view: View, usage: UsageStore, store: DashboardStore, health: Health, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        view: View,
+        usage: UsageStore,
+        store: DashboardStore,
+        health: Health,
+        steps: FirstSteps,
+        clock: Callable[[], datetime],
+    ) -> None:
         self._view = view
+        self._steps = steps
         self._usage = usage
         self._store = store
         self._health = health
@@ -97,10 +107,13 @@ class Overview:
             "at_risk": at_risk,
             "at_risk_days": AT_RISK_DAYS,
             "at_risk_pace_days": PACE_DAYS,
+            **await self._steps.values(request),
         }
         if is_part(request):
             return self._view.part(request, "overview_figures.html", **values)
-        return self._view.page(request, "overview.html", "", report=await self._health.report(), **values)
+        response = self._view.page(request, "overview.html", "", report=await self._health.report(), **values)
+        self._steps.note_shown(request, response)
+        return response
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """The engines' state as a part, asked for every few seconds."""
