@@ -18,6 +18,7 @@ from lava_proxy.stores.usage_store import UsageStore, UsageSums
 from lava_proxy.web.dashboard.charts import Chart, Series
 from lava_proxy.web.dashboard.first_steps import FirstSteps
 from lava_proxy.web.dashboard.frame import View, is_part, session_of
+from lava_proxy.web.dashboard.said import SAID
 
 RANGES: dict[str, tuple[str, int, BucketName]] = {
     "1": ("Today", 1, "hour"),
@@ -29,12 +30,6 @@ RANGES: dict[str, tuple[str, int, BucketName]] = {
 _DEFAULT_RANGE = "7"
 _TOP = 5
 _GOOD = frozenset({"completed", "provider_final", "reported"})
-_SAID = {
-    "completed": "Completed", "client_gone": "Client left early", "provider_error": "Refused by the provider",
-    "upstream_broken": "Provider broke off", "upstream_timeout": "Provider timed out", "gateway_stopped": "Gateway stopped",
-    "balance_exhausted": "Balance ran out", "orphaned": "Process died", "provider_final": "Reported by the provider",
-    "provider_partial": "Provider, in part", "estimated": "Estimated", "reported": "Reported by you", "none": "No usage",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,7 +128,7 @@ def _shares(found: Mapping[str, UsageSums]) -> list[Share]:
     total = sum(sums.requests for sums in found.values())
     shares = [
         Share(
-            name=_SAID.get(name, name),
+            name=SAID.get(name, name),
             requests=sums.requests,
             permille=round_half_even(1000 * sums.requests, total),
             is_good=name in _GOOD,
