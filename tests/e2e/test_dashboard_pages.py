@@ -185,15 +185,17 @@ def test_the_code_of_the_token_builder_makes_a_call(visitor: Visitor, daemon: Da
 
 
 def test_two_merchants_never_see_each_other(visitor: Visitor, browser: Any, daemon: Daemon) -> None:
+    row = sell(daemon, "fixed")
     other = daemon.cli("merchant", "create", "--name", "Another")
     visitor.context.clear_cookies()
     visitor.page.goto(visitor.base + "/dashboard/sign-in")
     visitor.page.locator("input[name=secret_key]").fill(other["secret_key"])
     visitor.page.keyboard.press("Enter")
     visitor.page.wait_for_url("**/dashboard")
-    for path in ("customers", "meters", "webhooks"):
+    for path in ("customers", "meters", "webhooks", "requests"):
         visitor.go(f"/dashboard/{path}")
         assert visitor.page.locator(".empty-state").count() == 1, path
-    answer = visitor.page.goto(f"{visitor.base}/dashboard/customers/{daemon.info['connection_id']}")
-    assert answer is not None and answer.status == 404
+    for path in (f"customers/{daemon.info['connection_id']}", f"requests/{row['request_id']}"):
+        answer = visitor.page.goto(f"{visitor.base}/dashboard/{path}")
+        assert answer is not None and answer.status == 404, path
     visitor.complaints.clear()  # the browser notes the 404

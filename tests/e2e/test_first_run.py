@@ -25,6 +25,7 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from lava_proxy.domain.money import parse_usd
 from lava_proxy.stores.vault import new_master_key
+from lava_proxy.web.dashboard.snippets import snippets
 from tests.daemon import running, until
 from tests.e2e.browser import needs_chromium
 from tests.engines import RunningEngines, running_engines
@@ -352,6 +353,12 @@ def test_dev_leads_to_a_charged_call_by_what_it_prints(browser: Browser, tmp_pat
         row = json.loads(terminal.paste(what_it_cost))["data"][0]
         page.locator(f"#r-{row['request_id']}").click()
         assert stat(page, "Charge") == parse_usd(row["charge"]["amount"]) > 0
+
+        # Where Anthropic alone can be called, the page shows this instead.
+        base, [key] = page.url.partition("dashboard")[0], re.findall(r"secret key +(aks_\S+)", printed)
+        [customer] = re.findall(r"customer +(con_\S+)", printed)
+        code = snippets(base, customer_id=customer, meter_slug="fixed", token=None, by_anthropic=True)[0].code
+        assert json.loads(terminal.paste(code, LAVA_SECRET_KEY=key))["type"] == "message"
         again = json.loads(terminal.paste(re.findall(r"another: (.*)\)", printed)[0]))["dashboard_link"]
         page.get_by_role("button", name="Sign out").click()
         assert "./lava dashboard link --data-dir " in page.locator("#link-command").inner_text()

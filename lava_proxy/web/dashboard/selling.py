@@ -73,7 +73,7 @@ def selling_families(view: View, deps: DashboardDependencies) -> tuple[Family, .
             public_url=deps.public_url,
         ),
         BrandingForm(view, acts, store=deps.checkouts),
-        Tokens(view, deps.catalog, deps.public_url),
+        Tokens(view, deps.catalog, ProviderKeyStore(deps.pool), deps.public_url, deps.own_keys | deps.sandboxed),
         Keys(
             view,
             acts,
