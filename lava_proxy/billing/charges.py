@@ -15,7 +15,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import date, datetime, timedelta
@@ -42,7 +42,7 @@ from lava_proxy.payments.processor import (
     no_processor,
     outcome_of,
 )
-from lava_proxy.stores.charge_store import Charge, ChargeStore, HoldOff, MoneyBack, PaymentMethod, Purpose, State
+from lava_proxy.stores.charge_store import Charge, ChargeStore, HoldOff, MoneyBack, Purpose, State
 from lava_proxy.stores.ids import created_ms, new_id, ulid_of
 
 AMOUNT_CENTS_MIN = 50  # below, Stripe refuses dollars (docs.stripe.com/currencies#minimum-and-maximum-charge-amounts)
@@ -62,7 +62,7 @@ _REFUND_KEY_FOR = timedelta(hours=23)  # Stripe promises keys for 24
 _NO_CARD = Decline(code="payment_method_required", decline_code="", message="There is no card to charge: add one.")
 _log = structlog.get_logger("charges")
 
-Effect = Callable[[Any, Charge], Awaitable[None]]
+Effect = Callable[[Any, Charge], Awaitable[Sequence[str]]]
 OnTransition = Callable[[Any, Charge, str, str], Awaitable[None]]
 
 
@@ -87,8 +87,9 @@ def bundle_credit_id(charge: Charge) -> str:
 class Charges:
     """Takes money by card. Without a processor everything raises `payments_disabled`.
 
-    `effects`: what a paid charge of a purpose is for; each runs in the transaction that marks it paid. Those of overage and
-    top-ups (funds) are built in. `on_transition(db, charge, old, new)` runs in the transaction of each change of state.
+    `effects`: what a paid charge of a purpose is for; each runs in the transaction that marks it paid, and answers with the ids of
+    the orders of money that it wrote, which are applied after it. Those of overage and top-ups (funds) are built in.
+    `on_transition(db, charge, old, new)` runs in the transaction of each change of state.
     """
 
     def __init__(
@@ -155,52 +156,46 @@ class Charges:
         now = self._clock()
         charge_id = new_id("chg")
         occasion = asked_key = key or charge_id
-        known = await self._store.charge_of_occasion(occasion) if key else None
+        known, under_way = await self._store.in_the_way(wallet_id, key)
         if known is not None:
             if (known.wallet_id, known.purpose, known.amount_cents) != (wallet_id, purpose, amount_cents):
                 raise Conflict("This key was used for another charge; nothing was charged.")
             if known.state != "canceled":
                 return known
             asked_key = f"{key}#{1 + (int(known.key.rpartition('#')[2]) if known.key != key else 1)}"
-        under_way = await self._store.open_charge(wallet_id)
         if under_way is not None:
             return under_way
+        payer = await self._store.payer(wallet_id, processor.name, payment_method_id)
         if not on_session:
-            _check_hold_off(await self._store.hold_off(wallet_id), now)
-        person_id, card = await self._payer(wallet_id, payment_method_id, processor.name)
+            _check_hold_off(payer.hold_off, now)
+        if payer.person_id is None or payer.payment_method_id is None:
+            raise CallerError(_NO_CARD.message, code=_NO_CARD.code, status=402)
         charge = Charge(
             charge_id=charge_id, key=asked_key,
-            occasion=occasion, wallet_id=wallet_id, merchant_id=merchant_id, person_id=person_id,
+            occasion=occasion, wallet_id=wallet_id, merchant_id=merchant_id, person_id=payer.person_id,
             purpose=purpose, amount_cents=amount_cents, currency=currency, on_session=on_session,
             price_snapshot=dict(price_snapshot or {}), subject=dict(subject or {}), state="created", processor=processor.name,
-            processor_ref="", payment_method_id=card.payment_method_id, attempt=1, attempt_ref="", captured_cents=0,
+            processor_ref="", payment_method_id=payer.payment_method_id, attempt=1, attempt_ref="", captured_cents=0,
             action_url=None, return_url=return_url, decline_code=None, decline_reason=None, decline_message=None, tries=0,
             next_try_at=now, created_at=now, updated_at=now,
         )  # fmt: skip
         made = await self._store.insert(charge)
         if made is None:  # another was quicker: by the same key, or for the same wallet
-            of_key = await self._store.charge_of_occasion(occasion)
-            is_ended = of_key is None or of_key.state == "canceled"
-            made = await self._store.open_charge(wallet_id) if is_ended else of_key
+            of_key, under_way = await self._store.in_the_way(wallet_id, occasion)
+            made = under_way if of_key is None or of_key.state == "canceled" else of_key
         if made is None:
             raise Conflict("Another charge of this wallet has just ended; ask again.", code="charge_in_progress")
         return made
 
-    async def _payer(self, wallet_id: str, payment_method_id: str | None, processor: str) -> tuple[str, PaymentMethod]:
-        """Who pays and by which card. Raises CallerError 402 when there is none."""
-        person_id = await self._store.wallet_person(wallet_id)
-        cards = [] if person_id is None else await self._store.payment_methods(person_id, processor)
-        if payment_method_id is not None:
-            cards = [card for card in cards if card.payment_method_id == payment_method_id]
-        if person_id is None or not cards:
-            raise CallerError(_NO_CARD.message, code=_NO_CARD.code, status=402)
-        return person_id, cards[0]
-
     # -- advancing
 
-    async def advance(self, charge_id: str) -> Charge:
-        """Go as far as can be gone now; the charge as it stands. Safe at any time, by many at once, after any crash."""
-        charge = await self._store.charge(charge_id)
+    async def advance(self, charge: Charge | str) -> Charge:
+        """Go as far as can be gone now; the charge as it stands. Safe at any time, by many at once, after any crash.
+
+        `charge`: its id, or it as it was a moment ago: no step is taken that another has taken since.
+        """
+        if isinstance(charge, str):
+            charge = await self._store.charge(charge)
         if charge.processor != self._processor.name:
             return charge  # another processor took it; it cannot be asked here
         for _ in range(_STEPS_MAX):
@@ -251,20 +246,20 @@ class Charges:
                 db, charge, state="confirming", attempt=charge.attempt + 1, on_session=True, return_url=return_url, tries=0,
                 next_try_at=self._clock() + _LEASE,
             )  # fmt: skip
-        return await self._send(charge)
+        return await self._send(charge, await self._method_ref(charge))
 
     async def _create(self, charge: Charge) -> Charge:
-        """created -> pi_created: the processor knows the payment and takes nothing yet."""
+        """created -> pi_created -> confirming: the processor knows the payment; its reference is stored, then it is confirmed."""
         now = self._clock()
         if charge.created_at + _CREATE_FOR < now and charge.attempt == 1:
             return await self._cancel(charge)  # a payment made meanwhile is an orphan that nobody confirms
         key = f"pi:{charge.charge_id}" + (f":{charge.attempt}" if charge.attempt > 1 else "")
         try:
-            customer_ref = await self.customer_ref(charge.person_id)
+            customer_ref, method_ref = await self._store.refs_at_processor(charge)
             payment = await self._processor.create_payment(
                 key=key,
-                customer_ref=customer_ref,
-                method_ref=await self._method_ref(charge),
+                customer_ref=customer_ref or await self.customer_ref(charge.person_id),
+                method_ref=method_ref,
                 amount_cents=charge.amount_cents,
                 currency=charge.currency,
                 metadata={CHARGE_KEY: charge.charge_id, "wallet_id": charge.wallet_id, "purpose": charge.purpose},
@@ -278,12 +273,13 @@ class Charges:
         except CallerError as error:
             return await self._decided(charge, Declined(decline=Decline(code=error.code, decline_code="", message=error.message)))
         async with self._store.transaction() as db:
-            current = await self._store.locked(db, charge.charge_id)
-            if current.state != "created" or current.attempt != charge.attempt:
-                return current
-            return await self._change(
-                db, current, state="pi_created", processor_ref=payment.payment_ref, tries=0, next_try_at=now + _LEASE
+            made = await self._change_unmoved(
+                db, charge, state="pi_created", processor_ref=payment.payment_ref, tries=0, next_try_at=now + _LEASE
             )
+            if made is None:
+                return await self._store.locked(db, charge.charge_id)
+            claimed = await self._change(db, made, state="confirming")
+        return await self._send(claimed, method_ref)
 
     async def _found(self, charge: Charge) -> Payment | None:
         with suppress(UpstreamError):
@@ -303,25 +299,21 @@ class Charges:
 
     async def _method_ref(self, charge: Charge) -> str:
         """The card of this attempt, fixed with it; one that was removed since is the processor's to refuse."""
-        assert charge.payment_method_id is not None
-        card = await self._store.payment_method(charge.payment_method_id, also_detached=True)
-        assert card is not None
-        return card.processor_ref
+        return (await self._store.refs_at_processor(charge))[1]
 
     async def _confirm(self, charge: Charge) -> Charge:
-        """pi_created -> confirming, by one process only, which then takes the money."""
+        """pi_created -> confirming, by one process only, which then takes the money: another attempt on a known payment."""
         async with self._store.transaction() as db:
-            current = await self._store.locked(db, charge.charge_id)
-            if current.state != "pi_created":
-                return current
-            claimed = await self._change(db, current, state="confirming", tries=0, next_try_at=self._clock() + _LEASE)
-        return await self._send(claimed)
+            claimed = await self._change_unmoved(db, charge, state="confirming", tries=0, next_try_at=self._clock() + _LEASE)
+            if claimed is None:
+                return await self._store.locked(db, charge.charge_id)
+        return await self._send(claimed, await self._method_ref(claimed))
 
-    async def _send(self, charge: Charge) -> Charge:
+    async def _send(self, charge: Charge, method_ref: str) -> Charge:
         outcome = await self._processor.confirm_payment(
             charge.processor_ref,
             key=f"cf:{charge.charge_id}:{charge.attempt}",
-            method_ref=await self._method_ref(charge),
+            method_ref=method_ref,
             off_session=not charge.on_session,
             return_url=charge.return_url,
         )
@@ -382,14 +374,16 @@ class Charges:
             if event is not None and not await self._note(db, event):
                 return await self._store.locked(db, charge.charge_id)
             current = await self._store.locked(db, charge.charge_id)
-            changed = await self._decide(db, current, outcome, charge.attempt)
-        if changed.state == "succeeded" and current.state != "succeeded":
-            await self._apply(changed)
+            if isinstance(outcome, Succeeded):
+                changed, orders = await self._succeed(db, current, outcome.payment)
+            else:
+                changed, orders = await self._decide(db, current, outcome, charge.attempt), ()
+        for order_id in orders:
+            with suppress(LavaError):  # at once what the applier does within a second otherwise
+                await self._funding.apply_order(order_id)
         return changed
 
-    async def _decide(self, db: Any, current: Charge, outcome: Outcome, attempt: int) -> Charge:
-        if isinstance(outcome, Succeeded):
-            return await self._succeed(db, current, outcome.payment)
+    async def _decide(self, db: Any, current: Charge, outcome: Declined | RequiresAction | Unknown, attempt: int) -> Charge:
         if current.attempt != attempt or not current.is_open:
             return current  # news of an attempt that is over
         if isinstance(outcome, Declined):
@@ -406,26 +400,22 @@ class Charges:
         wait = _ASKS[min(current.tries, len(_ASKS) - 1)]
         return await self._change(db, current, state="unknown", tries=current.tries + 1, next_try_at=self._clock() + wait)
 
-    async def _succeed(self, db: Any, current: Charge, payment: Payment) -> Charge:
-        """The one place where money that came in has its effect."""
+    async def _succeed(self, db: Any, current: Charge, payment: Payment) -> tuple[Charge, Sequence[str]]:
+        """The one place where money that came in has its effect; the orders of money that were written for it."""
         if current.state == "succeeded":
-            return current
+            return current, ()
         if current.processor_ref not in ("", payment.payment_ref):
             _log.error(
                 "A payment succeeded that its charge does not name",
                 action="foreign_payment", charge_id=current.charge_id, payment_ref=payment.payment_ref,
             )  # fmt: skip
-            return current
+            return current, ()
         changed = await self._change(
             db, current, state="succeeded", processor_ref=payment.payment_ref, captured_cents=payment.captured_cents,
             action_url=None, decline_code=None, decline_reason=None, decline_message=None, next_try_at=None,
         )  # fmt: skip
-        if changed.payment_method_id is not None:
-            await self._store.mark_card(db, changed.payment_method_id, None, self._clock())
-        await self._store.clear_hold_off(db, changed.wallet_id)
-        await self._store.cancel_retries(db, changed.wallet_id, RETRIGGERED)
-        await self._effects[changed.purpose](db, changed)
-        return changed
+        await self._store.note_paid(db, changed, RETRIGGERED)
+        return changed, await self._effects[changed.purpose](db, changed)
 
     async def _decline(self, db: Any, current: Charge, outcome: Declined) -> Charge:
         now, decline = self._clock(), outcome.decline
@@ -434,7 +424,8 @@ class Charges:
             hold_off = await self._store.count_decline(db, current.wallet_id, now, HOLD_OFFS)
         retry_at = None if hold_off is None or hold_off.suspended else hold_off.next_try_at
         if current.payment_method_id is not None:
-            await self._store.mark_card(db, current.payment_method_id, (decline.decline_code or decline.code, decline.message), now)
+            code = decline.decline_code or decline.code
+            await self._store.mark_card(db, current.payment_method_id, code, decline.message, now)
         return await self._change(
             db, current, state="declined", decline_code=decline.code, decline_reason=decline.decline_code or None,
             decline_message=decline.message, attempt_ref=outcome.attempt_ref or current.attempt_ref, action_url=None,
@@ -462,28 +453,28 @@ class Charges:
             return await self._change(db, current, tries=max(tries, current.tries), next_try_at=self._clock() + wait)
 
     async def _change(self, db: Any, charge: Charge, *, state: State | None = None, **changes: Any) -> Charge:
-        if state is not None:
-            changes["state"] = state
-        changed = await self._store.change(db, charge, self._clock(), **changes)
-        if changed.state != charge.state and self._on_transition is not None:
+        """Changes of a locked charge."""
+        changed = await self._change_unmoved(db, charge, state=state or charge.state, **changes)
+        assert changed is not None, "a locked charge is as it was read"
+        return changed
+
+    async def _change_unmoved(self, db: Any, charge: Charge, *, state: State, **changes: Any) -> Charge | None:
+        """Changes of a charge that is locked with them; None when it has moved on meanwhile."""
+        changed = await self._store.change(db, charge, self._clock(), state=state, **changes)
+        if changed is not None and changed.state != charge.state and self._on_transition is not None:
             await self._on_transition(db, changed, charge.state, changed.state)
         return changed
 
     # -- the effect of top-ups and overage
 
-    async def _fund(self, db: Any, charge: Charge) -> None:
+    async def _fund(self, db: Any, charge: Charge) -> Sequence[str]:
         """Funds of what was captured."""
-        await self._funding.fund(
-            charge.merchant_id, charge.wallet_id, nanos_of_cents(charge.captured_cents), charge.purpose, payment_credit_id(charge),
-            db=db,
-        )  # fmt: skip
-
-    async def _apply(self, charge: Charge) -> None:
-        """At once what the applier does within a second; it does it when this fails."""
-        credit_id = await self._lot_id(charge)
-        if credit_id is not None:
-            with suppress(LavaError):
-                await self._funding.apply_order(credit_id)
+        return [
+            await self._funding.fund(
+                charge.merchant_id, charge.wallet_id, nanos_of_cents(charge.captured_cents), charge.purpose,
+                payment_credit_id(charge), db=db,
+            )
+        ]  # fmt: skip
 
     async def _lot_id(self, charge: Charge) -> str | None:
         """The credit that a charge has become; None where its money bought something else."""

@@ -156,22 +156,26 @@ class Funding:
 
     async def apply_order(self, order_id: str) -> bool:
         """Apply a written and committed order now; False when it had been applied. Raises NotFound for an unknown one."""
-        credit = await self._catalog.credit(order_id)
-        if credit is None:
+        found = await self._catalog.order_in_line(order_id)
+        if found is None:
             raise NotFound(f"No order {order_id!r}.")
-        if await self._catalog.is_credit_applied(order_id):
+        if found.is_applied:
             return False
-        return await self.apply(await self._catalog.wallet_merchant(credit.wallet_id), credit)
+        return await self._apply_behind(found.earlier, found.merchant_id, found.credit)
 
     async def apply(self, merchant_id: str, credit: Credit) -> bool:
         """Apply an order to Redis; False when it had been applied.
 
         Orders on the plan pot are applied in the order they were written, so that a renewal never ends what came after it.
         """
-        if credit.kind == "renew" or credit.lot_key.startswith("p:"):
-            for earlier in await self._catalog.open_plan_orders_before(credit.credit_id):
-                with suppress(CallerError):  # refused: the applier says so, and those behind it do not wait
-                    await self._apply(merchant_id, earlier)
+        is_plan = credit.kind == "renew" or credit.lot_key.startswith("p:")
+        earlier = await self._catalog.open_plan_orders_before(credit.credit_id) if is_plan else ()
+        return await self._apply_behind(earlier, merchant_id, credit)
+
+    async def _apply_behind(self, earlier: Sequence[Credit], merchant_id: str, credit: Credit) -> bool:
+        for before in earlier:
+            with suppress(CallerError):  # refused: the applier says so, and those behind it do not wait
+                await self._apply(merchant_id, before)
         return await self._apply(merchant_id, credit)
 
     async def _apply(self, merchant_id: str, credit: Credit) -> bool:

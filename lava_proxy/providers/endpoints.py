@@ -19,8 +19,10 @@ TOKEN_APIS = frozenset(
         "generateContent",
         "streamGenerateContent",
         "embedContent",
+        "cachedContents",
         "predict",
         "agents",
+        "interactions",
         "runs",
         "converse",
         "invoke",
@@ -41,10 +43,13 @@ MEDIA_APIS = frozenset(
 )
 """Billed by the image, character, second, page or document as well, asked with JSON, a form or the audio itself."""
 
-FETCH_APIS = frozenset({"responses_retrieve", "predictions_retrieve"})
+FETCH_APIS = frozenset({"responses_retrieve", "predictions_retrieve", "interactions_retrieve", "runs_retrieve"})
 """Reading a job that an earlier call started: billed by its id, once, where it shows the job's usage."""
 
 FREE_APIS = frozenset({"models", "moderations", "count_tokens", "read"})
+
+_CHAT_PUBLISHERS = frozenset({"mistralai", "ai21", "meta", "deepseek-ai", "qwen", "openai", "moonshotai", "zai-org", "minimaxai"})
+"""Of models at Vertex whose bodies are OpenAI's chat. https://docs.cloud.google.com/vertex-ai/generative-ai/docs/partner-models"""
 
 _GOOGLE_METHODS = {
     "generateContent": "generateContent",
@@ -55,6 +60,7 @@ _GOOGLE_METHODS = {
     "predictLongRunning": "videos",
     "countTokens": "count_tokens",
     "computeTokens": "count_tokens",
+    "fetchPredictOperation": "read",  # Veo's, whose order was billed
 }
 
 _SUFFIXES = (
@@ -83,6 +89,8 @@ _SUFFIXES = (
     ("/v2/chat", "cohere_chat"),
     ("/v1/embed", "embed"),
     ("/v2/embed", "embed"),
+    ("/cachedContents", "cachedContents"),
+    ("/interactions", "interactions"),
     ("/api/chat", "ollama"),
     ("/api/generate", "ollama"),
     ("/api/embed", "ollama_embed"),
@@ -119,7 +127,9 @@ _RESPONSE_ITEM = re.compile(r"/responses/[^/]+$")
 _PREDICTION_ITEM = re.compile(r"/predictions/[^/]+$")
 _UPLOAD = re.compile(r"/(?:files|uploads)(?:/[^/]+(?:/(?:parts|complete|cancel))?)?$")
 _VIDEO_REMIX = re.compile(r"/videos/[^/]+/remix$")
-_CANCEL = re.compile(r"/(responses|predictions)/[^/]+/cancel$")
+_INTERACTION_ITEM = re.compile(r"/interactions/[^/]+$")
+_RUN_ITEM = re.compile(r"/threads/[^/]+/runs/[^/]+$")
+_CANCEL = re.compile(r"/(responses|predictions|interactions|runs)/[^/]+/cancel$")
 _GOOGLE_CALL = re.compile(r"/([^/]+?)(?::|%3[Aa])([A-Za-z]+)$")
 _MODEL_ID_MAX = 256
 _DECODINGS_MAX = 3
@@ -215,6 +225,10 @@ def _not_posted(method: str, path: str, query: str) -> Endpoint:
         return Endpoint(api="read")
     if _RESPONSE_ITEM.search(path):
         return Endpoint(api="responses_retrieve", stream=dict(parse_qsl(query)).get("stream") == "true")
+    if _INTERACTION_ITEM.search(path):
+        return Endpoint(api="interactions_retrieve", stream=dict(parse_qsl(query)).get("stream") == "true")
+    if _RUN_ITEM.search(path):
+        return Endpoint(api="runs_retrieve", stream=False)
     if _PREDICTION_ITEM.search(path):
         return Endpoint(api="predictions_retrieve", stream=False)
     if path.endswith("/models") or "/models/" in path:
@@ -225,6 +239,8 @@ def _not_posted(method: str, path: str, query: str) -> Endpoint:
 def _bedrock_call(path: str, model: str) -> Endpoint:
     verb = path.rpartition("/")[2]
     api = {"converse": "converse", "invoke": "invoke", "count": "count_tokens"}[verb.partition("-")[0]]
+    if api == "invoke" and ".rerank" in model:
+        return Endpoint(api="rerank", model=model, stream=False)
     return Endpoint(api=api, model=model, stream=verb.endswith("-stream"))
 
 
@@ -233,7 +249,8 @@ def _google_call(path: str, model: str, verb: str) -> Endpoint:
         if model == "count-tokens":
             return Endpoint(api="count_tokens", model=model)
         # Vertex carries the publishers' own bodies unchanged.
-        api = {"anthropic": "messages", "mistralai": "chat"}.get(_publisher(path), "other")
+        publisher = _publisher(path)
+        api = "messages" if publisher == "anthropic" else "chat" if publisher in _CHAT_PUBLISHERS else "other"
         return Endpoint(api=api, model=model, stream=True if verb == "streamRawPredict" else None)
     api = _GOOGLE_METHODS.get(verb, "other")
     if api == "predict" and model.startswith("imag"):

@@ -81,6 +81,16 @@ OrderKind = Literal["credit", "renew", "adjust"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OrderInLine:
+    """An order, whose wallet's merchant it concerns, and what is to be applied before it."""
+
+    credit: Credit
+    merchant_id: str
+    is_applied: bool
+    earlier: tuple[Credit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
     """An order of money: written here first, then applied to Redis by its id."""
 
@@ -441,23 +451,19 @@ class CatalogStore(Database):
         The same id again changes nothing and answers what was written first. Raises Conflict when that was another order (wallet,
         kind, amount or what it ends), NotFound for an unknown wallet.
         """
-        db = self._pool if db is None else db
+        try:
+            row = await self._row(
+                f"""INSERT INTO credit ({_CREDIT_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                ON CONFLICT (credit_id) DO NOTHING RETURNING {_CREDIT_COLUMNS}""",
+                credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason, credit.kind, credit.ends,
+                credit.drop_cycles, credit.expires_at, credit.created_at or self._clock(), db=db,
+            )  # fmt: skip
+        except asyncpg.ForeignKeyViolationError as error:
+            raise NotFound(f"No wallet {credit.wallet_id!r}.") from error
+        if row is not None:
+            return Credit(**row)
         known = await self.credit(credit.credit_id, db)
-        if known is None:
-            try:
-                await translated(
-                    lambda: db.execute(
-                        """INSERT INTO credit
-                          (credit_id, wallet_id, amount_nanos, lot_key, reason, created_at, kind, ends, drop_cycles, expires_at)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (credit_id) DO NOTHING""",
-                        credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason,
-                        credit.created_at or self._clock(), credit.kind, credit.ends, credit.drop_cycles, credit.expires_at,
-                    )
-                )  # fmt: skip
-            except asyncpg.ForeignKeyViolationError as error:
-                raise NotFound(f"No wallet {credit.wallet_id!r}.") from error
-            known = await self.credit(credit.credit_id, db)
-            assert known is not None
+        assert known is not None, "orders are never deleted"
         if _order(known) != _order(credit):
             raise Conflict(
                 f"The id {credit.credit_id!r} was used before for another order of money; nothing was changed.",
@@ -490,6 +496,23 @@ class CatalogStore(Database):
             credit_id,
         )
         return [Credit(**row) for row in rows]
+
+    async def order_in_line(self, credit_id: str) -> OrderInLine | None:
+        """An order by its id; unless it has been applied with what `open_plan_orders_before` answers for one on the plan pot."""
+        rows = await self._rows(
+            f"""WITH asked AS (SELECT c.*, merchant_id FROM credit c JOIN wallet USING (wallet_id) WHERE credit_id = $1)
+            SELECT {_CREDIT_COLUMNS}, merchant_id, applied_at IS NOT NULL AS is_applied, ordinal FROM asked
+            UNION ALL SELECT {", ".join("c." + name for name in _CREDIT_COLUMNS.split(", "))}, '', false, c.ordinal
+            FROM asked a JOIN credit c ON c.wallet_id = a.wallet_id AND c.ordinal < a.ordinal
+            WHERE a.applied_at IS NULL AND (a.kind = 'renew' OR a.lot_key LIKE 'p:%')
+            AND c.applied_at IS NULL AND (c.kind = 'renew' OR c.lot_key LIKE 'p:%') ORDER BY ordinal""",
+            credit_id,
+        )
+        facts = [(row.pop("ordinal"), row.pop("merchant_id"), row.pop("is_applied")) for row in rows]
+        if not facts:
+            return None
+        *earlier, asked = (Credit(**row) for row in rows)
+        return OrderInLine(credit=asked, merchant_id=facts[-1][1], is_applied=facts[-1][2], earlier=tuple(earlier))
 
     async def expired_lots(self, now: datetime, limit: int) -> dict[str, str]:
         """Wallet -> its merchant, of wallets with a lot that has expired and was not swept; longest ago first."""

@@ -171,7 +171,7 @@ class Outbox:
         return min((entry.at_ms for entry in firsts), default=None)
 
     async def ends(self) -> dict[int, tuple[int, int]]:
-        """Partition -> (epoch, pseq) of its last entry, for those that are not empty. Raises StoreError when Redis cannot answer."""
+        """Partition -> (epoch, pseq) of its last entry, where there is one. Raises StoreError when Redis cannot answer."""
         return await self._edges("xrevrange", range(PARTITIONS))
 
     async def behind(self, ends: Mapping[int, tuple[int, int]]) -> dict[int, tuple[int, int]]:

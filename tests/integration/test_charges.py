@@ -231,8 +231,9 @@ async def test_a_decline_credits_nothing_and_leaves_the_card_alone_longer_each_t
 async def test_a_new_card_or_a_paid_top_up_lifts_a_suspension(cards: CardWorld) -> None:
     """58: a renewal is tried again with the new card; overage waits for its trigger, which asks by what is missing then."""
 
-    async def renewed(db: Any, charge: Charge) -> None:
+    async def renewed(db: Any, charge: Charge) -> list[str]:
         assert charge.state == "succeeded"
+        return []
 
     charges = Charges(
         cards.store, cards.processor, cards.world.funding, cards.clock, {"subscription_renewal": renewed}
@@ -288,7 +289,7 @@ async def test_a_holder_who_never_comes_frees_the_wallet_after_a_day(cards: Card
     assert charge.state == "requires_action" and charge.action_url is not None
     await cards.run(rounds=26, step=timedelta(hours=1))
     assert (await cards.store.charge(charge.charge_id)).state == "canceled"
-    assert await cards.store.open_charge(wallet_id) is None
+    assert await cards.store.in_the_way(wallet_id, None) == (None, None)
 
 
 async def test_a_wallet_without_a_card_is_told_so(cards: CardWorld) -> None:
@@ -307,15 +308,32 @@ async def test_money_that_would_buy_nothing_is_not_asked_for(cards: CardWorld) -
     assert await cards.store.charges(wallet_id) == []
 
 
+async def test_a_step_that_was_decided_on_old_news_is_not_taken(cards: CardWorld) -> None:
+    """I25: what another has moved on stays as it is, and is answered as it stands."""
+    wallet_id, _ = await cards.payer()
+    before = await cards.open(wallet_id)
+    paid = await cards.charges.advance(before)
+    assert paid.state == "succeeded"
+    assert await cards.charges.advance(before) == paid
+    async with cards.store.transaction() as db:
+        assert await cards.store.change(db, before, cards.clock(), state="canceled") is None
+    traces = await cards.world.fetch("SELECT number, new_state FROM charge_transition ORDER BY number")
+    assert [(row["number"], row["new_state"]) for row in traces] == [
+        (1, "created"), (2, "pi_created"), (3, "confirming"), (4, "succeeded"),
+    ]  # fmt: skip
+    assert await is_even(cards, wallet_id) == 2500
+
+
 async def test_an_effect_that_fails_leaves_nothing_half_done_and_comes_later(cards: CardWorld) -> None:
     """64, 73: state and effect share a transaction."""
     broken, ran = True, []
 
-    async def effect(db: Any, charge: Charge) -> None:
+    async def effect(db: Any, charge: Charge) -> list[str]:
         ran.append(charge.charge_id)
         await db.execute("UPDATE merchant SET name = 'changed'")
         if broken:
             raise CallerError("not now")
+        return []
 
     cards.charges = Charges(cards.store, cards.processor, cards.world.funding, cards.clock, {"bundle": effect})
     wallet_id, _ = await cards.payer()
