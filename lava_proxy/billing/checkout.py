@@ -157,8 +157,9 @@ class Checkout:
         plan_id: str | None = None,
         credit_bundle_id: str | None = None,
         reference_id: str | None = None,
+        db: Any = None,
     ) -> CheckoutSession:
-        """A session, open for a day. `customer`: an id, reference id or connection secret.
+        """A session, open for a day, in the caller's transaction `db`. `customer`: an id, reference id or connection secret.
 
         Raises NotFound naming what is not the merchant's, Conflict `bundle_needs_subscription`, and CallerError 501 where no
         messages can be sent or no cards be taken.
@@ -175,10 +176,10 @@ class Checkout:
         return await self._store.create(
             merchant_id, mode, origin_url=origin_url, is_test=is_test, offer=_offer(plan, bundle), reference_id=reference_id,
             connection_id=None if connection is None else connection.connection_id, plan_id=plan_id,
-            credit_bundle_id=credit_bundle_id,
+            credit_bundle_id=credit_bundle_id, db=db,
         )  # fmt: skip
 
-    async def create_portal(self, connection: Connection, *, origin_url: str, is_test: bool) -> CheckoutSession:
+    async def create_portal(self, connection: Connection, *, origin_url: str, is_test: bool, db: Any = None) -> CheckoutSession:
         """A visit to a customer's own page."""
         self._verification.check_available()
         return await self._store.create(
@@ -188,6 +189,7 @@ class Checkout:
             is_test=is_test,
             offer={},
             connection_id=connection.connection_id,
+            db=db,
         )
 
     async def _subjects(

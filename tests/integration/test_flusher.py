@@ -166,6 +166,28 @@ async def test_a_second_debit_that_redis_forgot_is_reversed_and_its_neighbours_a
     await world.clean_audit()
 
 
+@pytest.mark.parametrize("charge", [30, 0])
+async def test_a_second_debit_leaves_the_tier_counter_as_it_was(world: World, charge: int) -> None:
+    """33, 52, I10: also where its tier is free; and whatever Redis loses before the units have been given back."""
+    wallet_id, field = await world.wallet(1_000), "t:prd_1:2026-11"
+    again = await world.call(wallet_id, charge, 100, tier_field=field, units=7)
+    await world.flush()
+    assert (await world.state(wallet_id)).counters == {field: 7}
+    await world.redis.delete(f"{tag(partition_of(wallet_id))}:h:{again}")
+    assert (await world.settle(wallet_id, again, charge, tier_field=field, units=7)).flags == "l"
+    await world.flush()
+    assert (await world.state(wallet_id)).counters == {field: 14}
+    assert await world.ledger.counters(wallet_id, "2026-10") == {field: 14}  # what a Redis that is rebuilt now must have
+    for applied in (1, 0):
+        assert await CreditApplier(world.catalog, world.funding).run_once() == applied
+        await world.flush()
+        assert (await world.state(wallet_id)).counters == {field: 7}
+    assert await world.ledger.counters(wallet_id, "2026-10") == {field: 7}
+    assert (await world.state(wallet_id)).balance_nanos == 1_000 - charge
+    assert await world.catalog.open_credits(10) == []
+    await world.clean_audit()
+
+
 async def test_the_same_id_twice_in_one_batch_is_charged_once(world: World) -> None:
     """44, I10: both debits reach Postgres in one transaction."""
     wallet_id = await world.wallet(1_000)

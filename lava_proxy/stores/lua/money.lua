@@ -652,6 +652,45 @@ ops.C = { n = 5, run = function(k, i)
   return { 'C', str(balance), str(seq) }, after
 end }
 
+-- U undo: C's arguments, then tier_field units     as C. A debit that should not have been: its money comes back as a lot (of nothing,
+--   where nothing was charged), and its units leave the tier counter.
+ops.U = { n = ops.C.n + 2, run = function(k, i)
+  local after, tier, units = i + 7, ARGV[i + 5], amount(ARGV[i + 6])
+  if units == nil then return { 'E400' }, after end
+  local reply
+  if ARGV[i + 1] ~= '0' then
+    reply = ops.C.run(k, i)
+  elseif not ready(k.m) then
+    reply = { 'E503' }
+  elseif redis.call('EXISTS', k.h) == 1 then
+    reply = { '=C' }
+  else
+    local s = load(k)
+    if not s then return { 'E404' }, after end
+    s.seq = s.seq + 1
+    save(k, s)
+    redis.call('SET', k.h, 'C|0', 'PX', ARGV[i + 4])
+    emit(k.m, k.o, 'c', ARGV[i], k.wallet, s.seq, 0, balance_of(s), 0, 0, 0, '', s.debt, ARGV[i + 3], s.pa + s.ph)
+    reply = { 'C', str(balance_of(s)), str(s.seq) }
+  end
+  local counted = reply[1] == 'C' and tier ~= '' and redis.call('HGET', k.w, tier)
+  if counted then redis.call('HSET', k.w, tier, str(math.max(0, num(counted) - units))) end
+  return reply, after
+end }
+
+-- F free: lot_key     { 'F', nanos } what is left of a plan lot that no hold uses, or of a funds lot | E404 | E503. Changes nothing.
+ops.F = { n = 1, run = function(k, i)
+  local after = i + 1
+  if not ready(k.m) then return { 'E503' }, after end
+  local s = load(k)
+  if not s then return { 'E404' }, after end
+  local cover = covered(s, letter(ARGV[i]))
+  for _, lot in ipairs(s.lots) do
+    if lot.key == ARGV[i] then return { 'F', str(lot.n - (cover[lot.key] or 0)) }, after end
+  end
+  return { 'F', '0' }, after
+end }
+
 -- N renew: id ends lot_key grant months_before drop_cycles row keep_ms
 --   { 'N', balance, wseq } | { '=N' } was applied before | E400 | E404 | E503
 --   One event: ends what remains of the plan lots of some classes (ends: 'c' = cycle, priority 400, 'b' = bundle, priority 450), adds

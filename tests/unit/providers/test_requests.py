@@ -204,7 +204,7 @@ def test_a_model_in_the_url_or_in_a_stored_prompt_is_enough() -> None:
 
 @pytest.mark.parametrize("body", [b'{"model":"m","messages":[]} and more', b'\xef\xbb\xbf{"model":"m"}', b"\x1f\x8b", b"model=m"])
 def test_a_body_that_is_read_by_kinder_servers_only_is_held_for(body: bytes) -> None:
-    """I14: some read one JSON value and no further, some want no content type: without a hold an empty wallet could go on."""
+    """I14: some read a JSON value and no further, some want no content type: without a hold, an empty wallet calls for ever."""
     call = inspect(body, content_type="application/x-www-form-urlencoded")
     assert call.billable and call.ceiling.output_tokens == DEFAULT_OUTPUT_TOKENS_MAX and call.ceiling.input_tokens > 0
 
