@@ -154,6 +154,13 @@ class Funding:
         )  # fmt: skip
         return await self._order(merchant_id, order, db)
 
+    async def left_of_lot(self, wallet_id: str, lot_id: str) -> int:
+        """What of a credit has not been used and is used by no open call, in nanos. Raises StoreError when Redis cannot say."""
+        credit = await self._catalog.credit(lot_id)
+        if credit is None or credit.wallet_id != wallet_id or not credit.lot_key:
+            return 0
+        return await self._store.left_of_lot(wallet_id, credit.lot_key)
+
     async def apply_order(self, order_id: str) -> bool:
         """Apply a written and committed order now; False when it had been applied. Raises NotFound for an unknown one."""
         found = await self._catalog.order_in_line(order_id)
@@ -190,6 +197,11 @@ class Funding:
             )  # fmt: skip
         if credit.kind == "adjust":
             return await self._store.adjust(wallet_id, order_id, credit.amount_nanos, lot_key=lot, row=row, keep_ms=_KEEP_MS)
+        if credit.tier_units:
+            return await self._store.undo(
+                wallet_id, order_id, credit.amount_nanos, lot_key=credit.lot_key, tier_field=credit.tier_field,
+                units=credit.tier_units, row=row, keep_ms=_KEEP_MS,
+            )  # fmt: skip
         return await self._store.credit(wallet_id, order_id, credit.amount_nanos, lot_key=credit.lot_key, row=row, keep_ms=_KEEP_MS)
 
     async def open_wallet(self, wallet_id: str) -> None:

@@ -9,14 +9,14 @@ What a change costs and grants is `domain/plans.change_to`. Locks are taken in o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from lava_proxy.billing.charges import Effect, bundle_credit_id
+from lava_proxy.billing.charges import Effect, bundle_credit_id, cycle_credit_id, unused_credit_id
 from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.calendar import Period, period, period_at
 from lava_proxy.domain.errors import Conflict, LavaError, NotFound
@@ -132,16 +132,29 @@ class Subscriptions:
             "credit_nanos": bundle.credit_nanos,
         }
 
-    async def cancel(self, merchant_id: str, subscription_id: str) -> Subscription:
-        """End a subscription with its cycle; at once where the cycle was not paid. Cancelling again changes nothing."""
+    async def cancel(
+        self,
+        merchant_id: str,
+        subscription_id: str,
+        *,
+        note: Callable[[Any, Subscription], Awaitable[None]] | None = None,
+    ) -> Subscription:
+        """End a subscription with its cycle; at once where the cycle was not paid. Cancelling again changes nothing.
+
+        `note(db, ended)` runs in the transaction that changes it.
+        """
         async with self._plans.transaction() as db:
             found = await self._locked(db, merchant_id, subscription_id)
             if found.status == "cancelled":
                 return found
             if not found.terms.is_free and found.status == "active":
-                return await self._set_pending(db, found, {"type": "cancellation"})
-            ended = await self._end(db, found, self._clock())
-        await self._apply(_end_id(ended))
+                ended = await self._set_pending(db, found, {"type": "cancellation"})
+            else:
+                ended = await self._end(db, found, self._clock())
+            if note is not None and ended != found:
+                await note(db, ended)
+        if ended.status == "cancelled":
+            await self._apply(_end_id(ended))
         return ended
 
     async def set_auto_top_up(self, merchant_id: str, subscription_id: str, credit_bundle_id: str | None) -> Subscription:
@@ -234,7 +247,7 @@ class Subscriptions:
         """What was paid and buys nothing else; the order's id, if there is anything."""
         if cents <= 0:
             return ()
-        nanos, order_id = nanos_of_cents(cents), f"unu_{charge.charge_id}"
+        nanos, order_id = nanos_of_cents(cents), unused_credit_id(charge)
         return [await self._funding.fund(charge.merchant_id, charge.wallet_id, nanos, "unused_payment", order_id, db=db)]
 
     # -- the calendar
@@ -471,13 +484,18 @@ def _facts(subscription: Subscription) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def end_facts(ended: Subscription) -> dict[str, str]:
+    """What the audit log says of a cancellation: the status it left, and when the subscription ends or ended."""
+    return {"status": ended.status, "ends_at": (ended.cancelled_at or ended.cycle.end).isoformat()}
+
+
 def public_status(subscription: Subscription) -> Literal["active", "cancelled"]:
     """As the API says it: a subscription whose card is being tried is active."""
     return "cancelled" if subscription.status == "cancelled" else "active"
 
 
 def _event_id(subscription: Subscription) -> str:
-    return f"ren_{subscription.subscription_id}_{_stamp(subscription.cycle.start)}"
+    return cycle_credit_id(subscription.subscription_id, subscription.cycle.start)
 
 
 def _end_id(subscription: Subscription) -> str:

@@ -107,7 +107,11 @@ class Payer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MoneyBack:
-    """A refund or dispute of a charge; `clawed_cents` is what the wallet gave back for it."""
+    """A refund or dispute of a charge; `clawed_cents` is the part of the charge for which the wallet has given back.
+
+    The wallet gave `lot_nanos` of the credit that the charge bought, and `funds_nanos` of its funds or as debt. With `claims_used`
+    credit that had been used is owed.
+    """
 
     refund_id: str
     charge_id: str
@@ -120,6 +124,19 @@ class MoneyBack:
     adjustments: int  # how often the wallet was adjusted for it: numbers the adjustments' ids
     reason: str
     created_at: datetime
+    claims_used: bool = True
+    lot_nanos: int = 0
+    funds_nanos: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bought:
+    """What a paid charge has become: credit of a lot, and (of money that bought nothing else) funds beside it."""
+
+    lot_id: str | None
+    is_exchanged: bool  # its credit is what was sold (a bundle, a cycle), not the money itself
+    lot_nanos: int = 0
+    funds_nanos: int = 0
 
 
 _CHARGE = ", ".join(Charge.__dataclass_fields__)
@@ -171,6 +188,20 @@ class ChargeStore:
                 wallet_id,
                 person_id,
             )
+
+    async def claim_wallet(self, db: Any, wallet_id: str, person_id: str) -> bool:
+        """Make a person the payer of a wallet that nobody with a phone pays for yet; False when somebody else does."""
+        await db.execute("SELECT 1 FROM wallet WHERE wallet_id = $1 FOR NO KEY UPDATE", wallet_id)  # one after the other
+        payer = await db.fetchval(
+            "SELECT person_id FROM wallet_person JOIN person USING (person_id) WHERE wallet_id = $1 AND phone <> ''", wallet_id
+        )
+        if payer is None:
+            await db.execute(
+                "INSERT INTO wallet_person VALUES ($1, $2) ON CONFLICT (wallet_id) DO UPDATE SET person_id = EXCLUDED.person_id",
+                wallet_id,
+                person_id,
+            )
+        return payer in (None, person_id)
 
     async def wallet_person(self, wallet_id: str) -> str | None:
         """Who pays for a wallet."""
@@ -498,6 +529,11 @@ class ChargeStore:
 
     # -- notices, and money back
 
+    async def customer_of(self, db: Any, wallet_id: str) -> str | None:
+        """The connection that a wallet belongs to; None for a merchant's own."""
+        found = await db.fetchval("SELECT connection_id FROM connection WHERE wallet_id = $1", wallet_id)
+        return None if found is None else str(found)
+
     async def event_known(self, processor: str, event_id: str) -> bool:
         query = "SELECT 1 AS known FROM processor_event WHERE processor = $1 AND event_id = $2"
         return await self._row(query, processor, event_id) is not None
@@ -519,11 +555,22 @@ class ChargeStore:
         rows = await db.fetch(f"SELECT {_MONEY_BACK} FROM refund WHERE charge_id = $1 ORDER BY created_at, refund_id", charge_id)
         return [MoneyBack(**row) for row in rows]
 
+    async def cycles_of(self, charge: Charge) -> list[tuple[str, datetime]]:
+        """(subscription id, start) of the cycles that a charge has paid for."""
+        rows = await self._rows(
+            """SELECT p.subscription_id, p.start_at FROM connection c JOIN subscription s USING (connection_id)
+              JOIN subscription_period p USING (subscription_id) WHERE c.wallet_id = $1 AND p.charge_id = $2""",
+            charge.wallet_id, charge.charge_id,
+        )  # fmt: skip
+        return [(row["subscription_id"], row["start_at"]) for row in rows]
+
     async def save_refund(self, db: Any, back: MoneyBack, now: datetime) -> None:
         await db.execute(
-            f"""INSERT INTO refund ({_MONEY_BACK}, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+            f"""INSERT INTO refund ({_MONEY_BACK}, updated_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
             ON CONFLICT (refund_id) DO UPDATE SET processor_ref = EXCLUDED.processor_ref, clawed_cents = EXCLUDED.clawed_cents,
             state = EXCLUDED.state, amount_cents = EXCLUDED.amount_cents, adjustments = EXCLUDED.adjustments,
+            lot_nanos = EXCLUDED.lot_nanos, funds_nanos = EXCLUDED.funds_nanos,
             updated_at = EXCLUDED.updated_at""",
             *(getattr(back, name) for name in MoneyBack.__dataclass_fields__),
             now,

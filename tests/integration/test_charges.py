@@ -12,7 +12,10 @@ import pytest
 from lava_proxy.billing.charges import HOLD_OFFS, Charges, payment_credit_id
 from lava_proxy.domain.errors import CallerError, Conflict, UpstreamError
 from lava_proxy.domain.money import NANOS_PER_CENT
+from lava_proxy.domain.webhooks import CHARGE_FAILED
 from lava_proxy.stores.charge_store import Charge
+from lava_proxy.stores.vault import Vault, new_master_key
+from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.workers.credit_applier import CreditApplier
 from tests.billing_world import World
 from tests.card_world import GOOD, HOLDER, LATER, POOR, CardWorld, card_world
@@ -290,6 +293,36 @@ async def test_a_holder_who_never_comes_frees_the_wallet_after_a_day(cards: Card
     await cards.run(rounds=26, step=timedelta(hours=1))
     assert (await cards.store.charge(charge.charge_id)).state == "canceled"
     assert await cards.store.in_the_way(wallet_id, None) == (None, None)
+
+
+async def test_a_charge_that_fails_is_told_once_for_each_attempt(cards: CardWorld) -> None:
+    """Declined, or left alone by its holder."""
+    vault = Vault(new_master_key())
+    await WebhookStore(cards.world.pool, vault).create(
+        cards.world.merchant_id, name="x", url="https://example.com/", vocabulary="customer", events=(CHARGE_FAILED,),
+        status="active", now=cards.clock(),
+    )  # fmt: skip
+    wallet_id, _ = await cards.payer(POOR)
+    charge = await cards.pay(wallet_id, 1000, purpose="overage")
+    cards.clock.advance(HOLD_OFFS[0] + MINUTE)
+    await cards.charger.run_once()
+    await cards.charges.refresh(charge.charge_id)
+    absent, _ = await cards.payer(HOLDER)
+    left = await cards.pay(absent, 900, on_session=True, return_url="http://127.0.0.1/back")
+    await cards.run(rounds=26, step=timedelta(hours=1))
+    rows = await cards.world.fetch(
+        "SELECT subject_id, wallet_id, facts, customer FROM event WHERE type = $1 ORDER BY ordinal", CHARGE_FAILED
+    )
+    told = [(row["subject_id"], row["facts"]["charge"]["attempt"], row["facts"]["charge"]["status"]) for row in rows]
+    ours = [one for one in told if one[0] == charge.charge_id]
+    assert ours == [(charge.charge_id, number, "declined") for number in range(1, len(ours) + 1)] and len(ours) >= 2
+    assert [one for one in told if one[0] == left.charge_id] == [(left.charge_id, left.attempt, "canceled")]
+    first = rows[0]["facts"]["charge"]
+    assert (first["decline_code"], first["amount"], first["is_automatic"]) == ("insufficient_funds", "10.00", True)
+    assert first["next_attempt_at"] is not None and rows[0]["wallet_id"] == wallet_id and rows[0]["customer"] is not None
+    abandoned = next(row["facts"]["charge"] for row in rows if row["subject_id"] == left.charge_id)
+    assert (abandoned["decline_code"], abandoned["next_attempt_at"]) == ("holder_absent", None)
+    assert await cards.store.hold_off(absent) is None  # nobody is held off by a checkout that was left
 
 
 async def test_a_wallet_without_a_card_is_told_so(cards: CardWorld) -> None:
