@@ -460,13 +460,16 @@ class CatalogStore(Database):
         The same id again changes nothing and answers what was written first. Raises Conflict when that was another order (wallet,
         kind, amount or what it ends), NotFound for an unknown wallet.
         """
+        credit = replace(credit, created_at=credit.created_at or self._clock())
+        names = _CREDIT_COLUMNS.split(", ")
+        marks = ", ".join(f"${number}" for number in range(1, len(names) + 1))
         try:
             row = await self._row(
-                f"""INSERT INTO credit ({_CREDIT_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                f"""INSERT INTO credit ({_CREDIT_COLUMNS}) VALUES ({marks})
                 ON CONFLICT (credit_id) DO NOTHING RETURNING {_CREDIT_COLUMNS}""",
-                credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason, credit.kind, credit.ends,
-                credit.drop_cycles, credit.expires_at, credit.created_at or self._clock(), db=db,
-            )  # fmt: skip
+                *(getattr(credit, name) for name in names),
+                db=db,
+            )
         except asyncpg.ForeignKeyViolationError as error:
             raise NotFound(f"No wallet {credit.wallet_id!r}.") from error
         if row is not None:
