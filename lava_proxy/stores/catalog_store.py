@@ -111,9 +111,8 @@ class Credit:
 _CONNECTION_COLUMNS = (
     "connection_id, merchant_id, wallet_id, reference_id, status, contact, metadata, created_at, limits, secret_sealed"
 )
-_CREDIT_COLUMNS = (
-    "credit_id, wallet_id, amount_nanos, lot_key, reason, kind, ends, drop_cycles, expires_at, created_at, tier_field, tier_units"
-)
+_ORDER_COLUMNS = "credit_id, wallet_id, amount_nanos, lot_key, reason, kind, ends, drop_cycles, expires_at, created_at"
+_CREDIT_COLUMNS = f"{_ORDER_COLUMNS}, tier_field, tier_units"
 _SPEND_KEY = """SELECT k.spend_key_id, k.merchant_id, m.wallet_id, m.clamp_floor, k.name, k.key_preview, k.status, k.request_shape,
   k.allowed_models, k.allowed_providers, k.limits, k.expires_at, k.created_at
   FROM spend_key k JOIN merchant m USING (merchant_id)"""
@@ -460,16 +459,13 @@ class CatalogStore(Database):
         The same id again changes nothing and answers what was written first. Raises Conflict when that was another order (wallet,
         kind, amount or what it ends), NotFound for an unknown wallet.
         """
-        credit = replace(credit, created_at=credit.created_at or self._clock())
-        names = _CREDIT_COLUMNS.split(", ")
-        marks = ", ".join(f"${number}" for number in range(1, len(names) + 1))
         try:
             row = await self._row(
-                f"""INSERT INTO credit ({_CREDIT_COLUMNS}) VALUES ({marks})
+                f"""INSERT INTO credit ({_ORDER_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
                 ON CONFLICT (credit_id) DO NOTHING RETURNING {_CREDIT_COLUMNS}""",
-                *(getattr(credit, name) for name in names),
-                db=db,
-            )
+                credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason, credit.kind, credit.ends,
+                credit.drop_cycles, credit.expires_at, credit.created_at or self._clock(), db=db,
+            )  # fmt: skip
         except asyncpg.ForeignKeyViolationError as error:
             raise NotFound(f"No wallet {credit.wallet_id!r}.") from error
         if row is not None:
