@@ -43,7 +43,6 @@ _READERS: Mapping[str, Callable[[], UsageReader]] = {
     "runs": RunsReader,
     "runs_retrieve": RunsReader,
     "converse": ConverseReader,
-    "invoke": InvokeReader,
     "cohere_chat": CohereReader,
     "embed": CohereReader,
     "ollama": OllamaReader,
@@ -77,6 +76,8 @@ def reader_of(provider: Provider, call: Call) -> UsageReader | None:
         reader = _DIALECT_READERS[call.api](_DIALECTS.get(provider.name, "openai"))
     elif call.api in ("interactions", "interactions_retrieve"):
         reader = InteractionsReader(is_job=call.deferred or call.api == "interactions_retrieve")
+    elif call.api == "invoke":
+        reader = InvokeReader(call.model)
     elif call.api == "rerank":
         reader = RerankReader(total_is_billed=provider.name in _BILLS_RERANKED_TOKENS)
     elif call.api in _READERS:
