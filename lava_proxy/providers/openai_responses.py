@@ -13,12 +13,15 @@ from typing import Any
 
 from lava_proxy.domain.usage import Usage
 from lava_proxy.providers.openai_chat import USAGE_OBJECT, chat_usage, unseen_sources
-from lava_proxy.providers.usage_reader import UsageReader, items, mapping, present, text_values
+from lava_proxy.providers.usage_reader import UsageReader, count, count_or_none, items, mapping, present, text_values
 from lava_proxy.wire import json_scan
 from lava_proxy.wire.sse import names_an_error
 
 TERMINAL_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled", "response.done"})
 _TERMINAL_MARKS = tuple(f'"{name}"'.encode() for name in sorted(TERMINAL_EVENTS))
+DEFAULT_IMAGE_MODEL = "gpt-image-1"
+"""The image tool's, where neither request nor answer names one. https://platform.openai.com/docs/guides/tools-image-generation"""
+
 _ITEM_DONE = b"response.output_item.done"
 _COUNTED = frozenset({"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"})
 _CALL_TYPE = re.compile(rb'"type"\s*:\s*"(' + "|".join(sorted(_COUNTED)).encode() + rb')"')
@@ -93,7 +96,7 @@ class ResponsesReader(UsageReader):
         usage = self.read_usage(json_scan.exact(raw, "usage", raw_usage))
         if usage is not None:
             calls = self._calls(tool_calls(response.get("output")))
-            self._surcharged(usage, calls)
+            self._surcharged(usage, calls, mapping(response.get("tool_usage")), items(response.get("tools")))
             self.unseen = (*self.unseen, *unseen_sources(raw_usage))
             self.final = is_terminal or "status" not in response
 
@@ -101,13 +104,20 @@ class ResponsesReader(UsageReader):
         super().fragment(raw, is_final=is_final)
         if self.usage is not None:
             listed = [{"type": kind.decode()} for kind in _CALL_TYPE.findall(raw)] if not self._done else []
-            self._surcharged(self.usage, self._calls(tool_calls(listed)))
+            tool_usage = next(json_scan.objects_named(raw, "tool_usage"), {})
+            tools = next(json_scan.lists_named(raw, "tools"), [])
+            self._surcharged(self.usage, self._calls(tool_calls(listed)), tool_usage, items(tools))
         self.deferred = self.deferred or _IN_BACKGROUND.search(raw) is not None
 
-    def _surcharged(self, usage: Usage, calls: Mapping[str, Any]) -> None:
-        self.usage = Usage({**usage.units, **calls})
-        # The image tool's own tokens are not in `usage`.
-        self.unseen = ("image_generation",) if "image_generation_calls" in calls else ()
+    def _surcharged(
+        self, usage: Usage, calls: Mapping[str, Any], tool_usage: Mapping[str, Any], tools: list[Mapping[str, Any]]
+    ) -> None:
+        """The usage with its calls of tools, and what `tool_usage` says of those beside it (the image tool's own tokens)."""
+        drawn = image_tool_usage(mapping(tool_usage.get("image_gen")), tools, calls.get("image_generation_calls", 0))
+        searches = count_or_none(mapping(tool_usage.get("web_search")).get("num_requests"))
+        told = {} if searches is None or "web_search_calls" not in calls else {"web_search_requests": searches}
+        self.usage = Usage({**usage.units, **calls}, {**told, **({"other_models": drawn} if drawn else {})})
+        self.unseen = ("image_generation",) if "image_generation_calls" in calls and not drawn else ()
 
     def _calls(self, listed: dict[str, Any]) -> dict[str, Any]:
         """The calls that a response lists, or that its stream has shown: the one is cut short, the other not always sent."""
@@ -116,6 +126,24 @@ class ResponsesReader(UsageReader):
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         return chat_usage(raw_usage)
+
+
+def image_tool_usage(drawn: Mapping[str, Any], tools: list[Mapping[str, Any]], images: int) -> dict[str, dict[str, Any]]:
+    """What the image tool's model used, by its name; nothing where that is not told.
+
+    OpenAI's SDK (openai/types/responses/response.py, ToolUsage): reported "separate from base model `usage`".
+    """
+    tokens = chat_usage(drawn) if count(drawn, "total_tokens") else None
+    if tokens is None:
+        return {}
+    named = next((tool.get("model") for tool in tools if tool.get("type") == "image_generation"), None)
+    cached = mapping(drawn.get("cached_tokens_details"))
+    units: dict[str, Any] = {
+        **tokens.units,
+        "cached_input_tokens": count(drawn, "cached_tokens"),
+        **present(cached_input_image_tokens=count(cached, "cached_image_tokens"), images=images),
+    }
+    return {named if isinstance(named, str) and named else DEFAULT_IMAGE_MODEL: units}
 
 
 def tool_calls(output: object) -> dict[str, Any]:

@@ -32,6 +32,7 @@ _BILLS_RERANKED_TOKENS = frozenset({"voyage"})
 _READERS: Mapping[str, Callable[[], UsageReader]] = {
     "responses": ResponsesReader,
     "responses_retrieve": ResponsesReader,
+    "decisions": ResponsesReader,
     "messages": MessagesReader,
     "complete": CompleteReader,
     "predict": PredictReader,

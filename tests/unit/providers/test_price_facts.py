@@ -297,3 +297,36 @@ def test_a_global_profile_of_bedrock_is_not_priced_as_a_regional_one() -> None:
         assert reading.usage is not None and call.model is not None
         costs.append(nanos("aws", reading.model or call.model, reading.usage))
     assert costs == [10_000 * 1_000, 10_000 * 1_100]
+
+
+def test_what_a_responses_tools_used_is_priced_as_far_as_it_is_told() -> None:
+    """B6: the image tool's tokens at its model's rate, and the searches that are billed; a row shows the calls."""
+    call = inspect("/v1/responses", {"model": "gpt-5.4", "input": "x"})
+    output = [
+        {"type": "image_generation_call", "id": "1", "result": "QUJD"},
+        {"type": "web_search_call", "id": "2", "action": {"type": "search"}},
+    ]
+    drawn = {
+        "input_tokens": 50,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 50},
+        "output_tokens": 1_000,
+        "total_tokens": 1_050,
+    }
+    answer = {
+        "id": "resp_1",
+        "status": "completed",
+        "model": "gpt-5.4",
+        "output": output,
+        "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+        "tools": [{"type": "image_generation", "model": "gpt-image-1.5"}],
+        "tool_usage": {"image_gen": drawn, "web_search": {"num_requests": 3}},
+    }
+    reading = read(call, answer)
+    assert reading.usage is not None and reading.unseen == ()
+    assert reading.usage == token_usage(0, 0, image_generation_calls=1, web_search_calls=1)
+    assert nanos("openai", "gpt-5.4", reading.usage) == 50 * 5_000 + 1_000 * 32_000 + 3 * CENT
+    free = read(call, {**answer, "tool_usage": {"image_gen": drawn, "web_search": {"num_requests": 0}}})
+    assert free.usage is not None and nanos("openai", "gpt-5.4", free.usage) == 50 * 5_000 + 1_000 * 32_000
+    untold = read(call, {name: value for name, value in answer.items() if name != "tool_usage"})
+    assert untold.usage is not None and untold.unseen == ("image_generation",)
+    assert nanos("openai", "gpt-5.4", untold.usage) == CENT
