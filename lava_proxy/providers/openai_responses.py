@@ -22,6 +22,9 @@ _TERMINAL_MARKS = tuple(f'"{name}"'.encode() for name in sorted(TERMINAL_EVENTS)
 DEFAULT_IMAGE_MODEL = "gpt-image-1"
 """The image tool's, where neither request nor answer names one. https://platform.openai.com/docs/guides/tools-image-generation"""
 
+HOSTED_SHELL = "hosted_shell"
+"""A shell in a container of OpenAI's is billed by the container, as a code interpreter is; one of the caller's own is not."""
+
 _ITEM_DONE = b"response.output_item.done"
 _COUNTED = frozenset({"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"})
 _CALL_TYPE = re.compile(rb'"type"\s*:\s*"(' + "|".join(sorted(_COUNTED)).encode() + rb')"')
@@ -97,7 +100,8 @@ class ResponsesReader(UsageReader):
         if usage is not None:
             calls = self._calls(tool_calls(response.get("output")))
             self._surcharged(usage, calls, mapping(response.get("tool_usage")), items(response.get("tools")))
-            self.unseen = (*self.unseen, *unseen_sources(raw_usage))
+            shells = (HOSTED_SHELL,) if any(_is_hosted_shell(item) for item in items(response.get("output"))) else ()
+            self.unseen = (*self.unseen, *shells, *unseen_sources(raw_usage))
             self.final = is_terminal or "status" not in response
 
     def fragment(self, raw: bytes, *, is_final: bool) -> None:
@@ -126,6 +130,10 @@ class ResponsesReader(UsageReader):
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         return chat_usage(raw_usage)
+
+
+def _is_hosted_shell(item: Mapping[str, Any]) -> bool:
+    return item.get("type") == "shell_call" and str(mapping(item.get("environment")).get("type")).startswith("container")
 
 
 def image_tool_usage(drawn: Mapping[str, Any], tools: list[Mapping[str, Any]], images: int) -> dict[str, dict[str, Any]]:

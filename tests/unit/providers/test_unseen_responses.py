@@ -399,6 +399,23 @@ OPENAI = [
         usage=token_usage(70, 9, web_search_calls=1),
     ),
     Case(
+        name="shells, one of them the provider's",
+        of="openai",
+        path="/v1/responses",
+        asks={"model": "gpt-x", "input": "x"},
+        answer=document(
+            response(
+                output=[
+                    {"type": "shell_call", "environment": {"type": "local"}},
+                    {"type": "shell_call", "environment": {"type": "container_reference", "container_id": "c"}},
+                ],
+                usage=tokens(70, 9),
+            )
+        ),
+        usage=token_usage(70, 9),
+        more={"unseen": ("hosted_shell",)},
+    ),
+    Case(
         name="a decision",
         of="openai",
         path="/v1/decisions",
