@@ -26,8 +26,7 @@ HOSTED_SHELL = "hosted_shell"
 """A shell in a container of OpenAI's is billed by the container, as a code interpreter is; one of the caller's own is not."""
 
 _ITEM_DONE = b"response.output_item.done"
-_COUNTED = frozenset({"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"})
-_CALL_TYPE = re.compile(rb'"type"\s*:\s*"(' + "|".join(sorted(_COUNTED)).encode() + rb')"')
+_CALL_TYPE = re.compile(rb'"type"\s*:\s*"((?:web_search|file_search|code_interpreter|image_generation)_call)"')
 _TERMINAL_STATUSES = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _IN_BACKGROUND = re.compile(rb'"background"\s*:\s*true')  # within a string its quotes would be escaped
 
@@ -40,7 +39,7 @@ class ResponsesReader(UsageReader):
 
     def __init__(self) -> None:
         super().__init__()
-        self._done: tuple[Mapping[str, Any], ...] = ()  # the tool calls whose end the stream has shown
+        self._shown: Mapping[str, int] = {}  # the tool calls whose end the stream has shown
 
     def concerns(self, block: bytes) -> bool:
         return (
@@ -62,9 +61,8 @@ class ResponsesReader(UsageReader):
             return False
         kind = str(event.get("type") or name)
         if kind == "response.output_item.done":
-            item = mapping(event.get("item"))
-            if str(item.get("type")) in _COUNTED:
-                self._done = (*self._done, {"type": item["type"], "action": item.get("action")})
+            for unit, calls in tool_calls([event.get("item")]).items():
+                self._shown = {**self._shown, unit: self._shown.get(unit, 0) + calls}
             return True
         response = event.get("response")
         if isinstance(response, dict):
@@ -107,7 +105,7 @@ class ResponsesReader(UsageReader):
     def fragment(self, raw: bytes, *, is_final: bool) -> None:
         super().fragment(raw, is_final=is_final)
         if self.usage is not None:
-            listed = [{"type": kind.decode()} for kind in _CALL_TYPE.findall(raw)] if not self._done else []
+            listed = [{"type": kind.decode()} for kind in _CALL_TYPE.findall(raw)] if not self._shown else []
             tool_usage = next(json_scan.objects_named(raw, "tool_usage"), {})
             tools = next(json_scan.lists_named(raw, "tools"), [])
             self._surcharged(self.usage, self._calls(tool_calls(listed)), tool_usage, items(tools))
@@ -125,8 +123,7 @@ class ResponsesReader(UsageReader):
 
     def _calls(self, listed: dict[str, Any]) -> dict[str, Any]:
         """The calls that a response lists, or that its stream has shown: the one is cut short, the other not always sent."""
-        shown = tool_calls(list(self._done)) if self._done else {}
-        return {**shown, **{unit: max(calls, shown.get(unit, 0)) for unit, calls in listed.items()}}
+        return {**self._shown, **{unit: max(calls, self._shown.get(unit, 0)) for unit, calls in listed.items()}}
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         return chat_usage(raw_usage)
