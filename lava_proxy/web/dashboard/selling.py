@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from aiohttp import web
 
 from lava_proxy.billing.subscriptions import Subscriptions
+from lava_proxy.stores.account_store import AccountStore
 from lava_proxy.stores.customer_directory import CustomerDirectory
 from lava_proxy.stores.merchant_settings import MerchantSettings
 from lava_proxy.stores.provider_key_store import ProviderKeyStore
@@ -49,6 +50,7 @@ def selling_families(view: View, deps: DashboardDependencies) -> tuple[Family, .
             charge_store=deps.charge_store,
             charges=deps.charges,
             funding=deps.funding,
+            accounts=AccountStore(deps.pool),
             outbox=deps.outbox,
             usage=deps.usage,
         ),
