@@ -103,14 +103,16 @@ def dashboard_link(merchant_id: str | None, data_dir: Path | None) -> None:
 
 
 async def _dashboard_link(stores: Any, config: Any, merchant_id: str) -> str:
-    """Without a public URL only the path is known."""
+    """Without a public URL it leads to where a server said it serves; when none has, only the path is known."""
     from lava_proxy.stores.audit_log import Actor, AuditLog
     from lava_proxy.stores.dashboard_sessions import DashboardSessions
 
     actor = Actor(kind="cli", id=f"uid {os.getuid()}", name="Command line")
     await AuditLog(stores.pool).note(merchant_id, actor, "session.link", merchant_id)
-    code = await DashboardSessions(stores.redis).create_link(merchant_id)
-    return f"{config.base_url.removesuffix('v1/') or '/'}dashboard/enter/{code}"
+    sessions = DashboardSessions(stores.redis)
+    code = await sessions.create_link(merchant_id)
+    address = config.base_url.removesuffix("v1/") or await sessions.address() or "/"
+    return f"{address}dashboard/enter/{code}"
 
 
 @click.group()

@@ -20,6 +20,7 @@ from lava_proxy.settings import Settings
 
 T = TypeVar("T")
 
+_NAMED_MAX = 10
 DATA_DIR = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
@@ -74,8 +75,12 @@ async def merchant_of(stores: Any, merchant_id: str | None) -> Any:
     if merchant_id is not None:
         return await stores.catalog.merchant(merchant_id)
     merchants = await stores.catalog.merchants()
-    if len(merchants) != 1:
-        raise CallerError(f"There are {len(merchants)} merchants; name one with --merchant.")
+    if not merchants:
+        raise CallerError('There is no merchant yet; `merchant create --name "My company"` makes the first.')
+    if len(merchants) > 1:
+        known = ", ".join(f"{one.merchant_id} ({one.name})" for one in merchants[:_NAMED_MAX])
+        more = f" and {len(merchants) - _NAMED_MAX} more" if len(merchants) > _NAMED_MAX else ""
+        raise CallerError(f"There are {len(merchants)} merchants; name one with --merchant: {known}{more}.")
     return merchants[0]
 
 
@@ -103,6 +108,7 @@ def config_from_environment(settings: Settings, providers: tuple[str, ...] = ())
         control_listen=control_listen(environment),
         base_url=f"{public.rstrip('/')}/v1/" if public else "",
         overrides=parse_overrides(providers),
+        program=environment.get("LAVA_PROGRAM", "lava-proxy"),
     )
 
 

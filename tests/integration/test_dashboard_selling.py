@@ -467,13 +467,22 @@ async def test_a_plan_is_made_and_changed_with_its_bundles_and_meters(world: Das
     assert await acts(world, shop) == ["plan.archive", "plan.change", "plan.change", "plan.create"]
 
 
+async def test_the_code_calls_a_provider_that_there_is_a_key_for(world: DashboardWorld, shop: Shop, browser: Browser) -> None:
+    await world.stores.catalog.set_provider_key(shop.merchant.merchant_id, "anthropic", "sk-ant-a-key")
+    page = await browser.get(f"{BASE}/token?customer={shop.customer.connection_id}")
+    assert "/v1/messages" in page and page.index("Python, anthropic") < page.index("Python, openai")
+    await world.stores.catalog.set_provider_key(shop.merchant.merchant_id, "openai", "sk-a-key")
+    page = await browser.get(f"{BASE}/token?customer={shop.customer.connection_id}")
+    assert "/v1/messages" not in page and page.index("Python, openai") < page.index("Python, anthropic")
+
+
 async def test_the_default_plan_stays_and_a_subscription_is_cancelled_once(
     world: DashboardWorld, shop: Shop, browser: Browser
 ) -> None:
     plan = await make_plan(world, shop, name="Gratis")
     subscription = await subscribe(world, shop, plan)
     page = await browser.get(f"{BASE}/plans/subscriptions")
-    assert "Gratis" in page and "buyer@one.example" in page
+    assert "Gratis" in page and "customer of one" in page
     assert "Gratis" in await browser.get(f"{BASE}/customers/{shop.customer.connection_id}")
     await done(browser, f"{BASE}/plans/subscriptions/{subscription.subscription_id}/cancel")
     assert "Gratis" in await browser.get(f"{BASE}/plans/subscriptions?status=cancelled")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import click
@@ -15,6 +18,7 @@ from lava_proxy.app.run_config import RunConfig, control_address
 from lava_proxy.cli_installation import control_listen
 from lava_proxy.cli_run import options_of
 from lava_proxy.domain.errors import CallerError
+from lava_proxy.stores.catalog_store import Merchant
 
 
 @pytest.fixture(autouse=True)
@@ -103,3 +107,38 @@ def test_control_listens_by_tcp_only_where_it_is_told_to_and_on_loopback_by_defa
 def test_the_processes_of_an_installation_are_told_all_of_it() -> None:
     config = RunConfig(redis_url="r", database_url="d", master_key="k", control_socket="", base_url="", control_listen=("::1", 1))
     assert RunConfig.from_json(config.to_json()) == config
+
+
+class _Merchants:
+    """A catalogue of so many merchants."""
+
+    def __init__(self, count: int) -> None:
+        self._found = [Merchant(merchant_id=f"mer_{n}", name=f"No. {n}", wallet_id="", clamp_floor=0) for n in range(count)]
+
+    async def merchants(self) -> list[Merchant]:
+        return self._found
+
+
+@pytest.mark.parametrize(
+    ("count", "said"),
+    [
+        (0, 'There is no merchant yet; `merchant create --name "My company"` makes the first.'),
+        (2, "There are 2 merchants; name one with --merchant: mer_0 (No. 0), mer_1 (No. 1)."),
+        (12, "mer_9 (No. 9) and 2 more."),
+    ],
+)
+async def test_a_command_that_cannot_know_the_merchant_names_those_there_are(count: int, said: str) -> None:
+    with pytest.raises(CallerError, match=re.escape(said)):
+        await command_line._merchant_of(SimpleNamespace(catalog=_Merchants(count)), None)
+
+
+async def test_the_only_merchant_need_not_be_named() -> None:
+    assert (await command_line._merchant_of(SimpleNamespace(catalog=_Merchants(1)), None)).merchant_id == "mer_0"
+
+
+def test_a_command_to_paste_is_the_one_that_was_typed_and_finds_the_data() -> None:
+    config = RunConfig(redis_url="", database_url="", master_key="", control_socket="", base_url="")
+    assert config.command("dashboard link") == "lava-proxy dashboard link"
+    cloned = replace(config, program="./lava", data_dir="/tmp/my data")
+    assert cloned.command("dashboard link") == "./lava dashboard link --data-dir '/tmp/my data'"
+    assert RunConfig.from_json(replace(cloned, sandboxed=("openai",)).to_json()) == replace(cloned, sandboxed=("openai",))

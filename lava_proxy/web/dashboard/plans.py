@@ -14,6 +14,7 @@ from lava_proxy.domain.errors import CallerError, Conflict, NotFound
 from lava_proxy.domain.money import NANOS_PER_CENT
 from lava_proxy.domain.plans import PLAN_AMOUNT_NANOS_MAX, Bundle, Plan, Rollover, Subscription, Terms, overage_document
 from lava_proxy.stores.catalog_store import CatalogStore, Meter
+from lava_proxy.stores.dashboard_store import DashboardStore
 from lava_proxy.stores.plan_store import BundleDraft, PlanStore
 from lava_proxy.web.dashboard.acts import Acts, is_id
 from lava_proxy.web.dashboard.forms import Form
@@ -33,8 +34,18 @@ _ROLLOVERS = (("none", "Ends with the cycle"), ("full", "Carries over"))
 class Plans:
     """The list, one plan with its editor, and subscriptions."""
 
-    def __init__(self, view: View, acts: Acts, *, plans: PlanStore, subscriptions: Subscriptions, catalog: CatalogStore) -> None:
+    def __init__(
+        self,
+        view: View,
+        acts: Acts,
+        *,
+        plans: PlanStore,
+        subscriptions: Subscriptions,
+        catalog: CatalogStore,
+        store: DashboardStore,
+    ) -> None:
         self._view = view
+        self._store = store
         self._acts = acts
         self._plans = plans
         self._subscriptions = subscriptions
@@ -58,10 +69,11 @@ class Plans:
         merchant_id, before = session_of(request).merchant.merchant_id, request.query.get("cursor", "")
         cursor = before if is_id(before, "sc") else None
         found = await self._plans.plans(merchant_id, before=cursor, limit=PAGE_ROWS + 1)
+        live = await self._plans.subscriptions(merchant_id, is_live=True, connection_id=None, before=None, limit=5)
         return self._view.page(
             request, "plans.html", "plans", plans=found[:PAGE_ROWS], first=_BASE if cursor else "",
             next=f"{_BASE}?cursor={found[PAGE_ROWS - 1].plan_id}" if len(found) > PAGE_ROWS else "",
-            live=await self._plans.subscriptions(merchant_id, is_live=True, connection_id=None, before=None, limit=5),
+            live=live, names=await self._store.customer_names(merchant_id, [one.connection_id for one in live]),
         )  # fmt: skip
 
     async def new(self, request: web.Request) -> web.StreamResponse:
@@ -146,6 +158,7 @@ class Plans:
         more = len(found) > SUBSCRIPTION_ROWS
         return self._view.page(
             request, "subscriptions.html", "plans", subscriptions=found[:SUBSCRIPTION_ROWS],
+            names=await self._store.customer_names(merchant_id, [one.connection_id for one in found[:SUBSCRIPTION_ROWS]]),
             status_shown=status if is_live is not None else "all", first=address if cursor else "",
             next=f"{address}&cursor={found[SUBSCRIPTION_ROWS - 1].subscription_id}" if more else "",
         )  # fmt: skip

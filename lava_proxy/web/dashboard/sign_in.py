@@ -9,10 +9,11 @@ from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
-from lava_proxy.domain.errors import LimitExceeded
+from lava_proxy.domain.errors import LimitExceeded, StoreError
 from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.call_counts import WINDOW_S, CallCounts
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
+from lava_proxy.stores.dashboard_store import DashboardStore
 from lava_proxy.stores.secret_key_store import SecretKeyStore
 from lava_proxy.web.dashboard.forms import Form
 from lava_proxy.web.dashboard.frame import SESSION_COOKIE, Guard, View, session_of
@@ -38,9 +39,14 @@ class SignIn:
         keys: SecretKeyStore,
         counts: CallCounts,
         audit_log: AuditLog,
+        store: DashboardStore,
+        command: Callable[[str], str],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        """`command` makes of arguments a command of this program to paste on the server."""
         self._pages = pages
+        self._store = store
+        self._command = command
         self._view = view
         self._guard = guard
         self._sessions = sessions
@@ -66,7 +72,7 @@ class SignIn:
         target = _next_of(request.query.get("next", ""))
         if await self._guard.session(request) is not None:
             return web.Response(status=303, headers={hdrs.LOCATION: target})
-        return self._page(request, Form({"next": target}))
+        return await self._page(request, Form({"next": target}))
 
     async def with_key(self, request: web.Request) -> web.StreamResponse:
         """A session of the key's merchant; it ends with the key."""
@@ -88,7 +94,7 @@ class SignIn:
                 form.fail("secret_key", "This key is not known here, or it was revoked.")
         if found is None:
             form.values.pop("secret_key", None)
-            return self._page(request, form, status=422)
+            return await self._page(request, form, status=422)
         merchant_id, key = found
         await self._leave(request)
         token = await self._sessions.begin(merchant_id, secret_key_id=key.secret_key_id, key_hint=key.hint)
@@ -100,8 +106,8 @@ class SignIn:
         merchant_id = await self._sessions.take_link(code) if len(code) <= _KEY_CHARS_MAX else None
         if merchant_id is None:
             form = Form({"next": "/dashboard"})
-            form.fail("link", "This link was used or is too old. Make another one with `lava-proxy dashboard link`, or use a key.")
-            return self._page(request, form, status=410)
+            form.fail("link", "This link was used or is too old. Make another one as it says below, or use a key.")
+            return await self._page(request, form, status=410)
         await self._leave(request)
         return self._welcome(request, await self._sessions.begin(merchant_id), "/dashboard")
 
@@ -117,8 +123,15 @@ class SignIn:
         await self._sessions.end_all(merchant_id)
         return self._left(request)
 
-    def _page(self, request: web.Request, form: Form, *, status: int = 200) -> web.Response:
-        return self._pages.page(request, "dashboard/sign_in.html", {"form": form, "csrf": ""}, status=status)
+    async def _page(self, request: web.Request, form: Form, *, status: int = 200) -> web.Response:
+        """On a new installation there is nobody to sign in as: then it says how to begin."""
+        try:
+            is_new = not await self._store.has_merchant()
+        except StoreError:  # keys are not known now either, which the form will say
+            is_new = False
+        command = self._command('merchant create --name "My company"' if is_new else "dashboard link")
+        values = {"form": form, "csrf": "", "is_new": is_new, "command": command}
+        return self._pages.page(request, "dashboard/sign_in.html", values, status=status)
 
     async def _leave(self, request: web.Request) -> None:
         """End the session that the browser had: a new one gets a new token."""
