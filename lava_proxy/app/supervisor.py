@@ -26,7 +26,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from lava_proxy.app import sandbox
 from lava_proxy.app.card_payments import open_card_payments
-from lava_proxy.app.embedded import EmbeddedEngines, EngineError, EngineOptions
+from lava_proxy.app.embedded import EmbeddedEngines
+from lava_proxy.app.engine_sources import EngineError, EngineOptions
 from lava_proxy.app.open_stores import open_stores, registry_of
 from lava_proxy.app.run_config import RunConfig, parse_overrides
 from lava_proxy.app.run_folder import RunFolder
@@ -417,6 +418,19 @@ async def _migrate(config: RunConfig) -> bool:
 
 
 async def _seed(config: RunConfig, settings: Settings, secrets: sandbox.Secrets, data_dir: Path) -> dict[str, Any]:
+    """What `dev` prints. Whatever goes wrong is told in a sentence: nobody who tries this out can do anything with a traceback."""
+    try:
+        return await _seeded(config, settings, secrets, data_dir)
+    except LavaError as error:
+        raise LavaError(f"The sandbox could not be set up: {error.message}") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".rstrip(".")
+        raise LavaError(
+            f"The sandbox could not be set up ({said}). Its data is in {data_dir}; --data-dir names another place."
+        ) from error
+
+
+async def _seeded(config: RunConfig, settings: Settings, secrets: sandbox.Secrets, data_dir: Path) -> dict[str, Any]:
     stores = await open_stores(config, settings, pool_max=2)
     try:
         if not await stores.hot.wait_ready(_READY_TIMEOUT_S):

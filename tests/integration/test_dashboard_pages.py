@@ -273,10 +273,21 @@ async def test_the_audit_log_says_who_did_what_and_what_it_was_before(
             "action=key.revoke": 1,
             "object=prd_1": 2,
             "from=2090-01-01": 0,
+            "who=root": 1,
+            "who=Key+aks_live_...abcd&action=meter": 1,
+            "who=nobody": 0,
             "object=prd_9": 0,
         }.items():
             assert (await browser.get(f"/dashboard/audit?{query}")).count("<time") == count, query
+        assert "Nothing matches" in await browser.get("/dashboard/audit?who=nobody")
+        assert 'rel="next"' in page and "Key aks_live_...abcd</option>" in page and ">meter: anything</option>" in page
+        monkeypatch.setattr(audit_page, "PAGE_ROWS", 1)
+        [older] = re.findall(r'rel="next" href="([^"]+)"', await browser.get("/dashboard/audit?who=Key+aks_live_...abcd"))
+        rest = await browser.get(unescape(older))
+        assert "meter.change" in rest and rest.count("<time") == 1 and 'rel="next"' not in rest
         await browser.get("/dashboard/audit?from=soon", 422)
+    async with world.browser(await open_shop(world.stores, "third")) as browser:
+        assert "Nothing was changed yet" in await browser.get("/dashboard/audit")
 
 
 async def test_an_act_and_its_entry_are_written_together_or_not_at_all(world: DashboardWorld) -> None:

@@ -13,9 +13,10 @@ import click
 import pytest
 
 from lava_proxy import cli as command_line
-from lava_proxy import settings
+from lava_proxy import cli_admin, cli_keys, settings
 from lava_proxy.app.run_config import RunConfig, control_address
-from lava_proxy.cli import _control_listen, _options
+from lava_proxy.cli_installation import control_listen, merchant_of
+from lava_proxy.cli_run import options_of
 from lava_proxy.domain.errors import CallerError
 from lava_proxy.stores.catalog_store import Merchant
 
@@ -29,7 +30,7 @@ def the_logs_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("variables", [{"LAVA_WORKERS": "-1"}, {"LAVA_PORT": "99999"}, {"LAVA_PORT": "abc"}])
 def test_ports_and_workers_out_of_range_are_refused_by_name(variables: dict[str, str]) -> None:
     with pytest.raises(CallerError, match=r"LAVA_PORT.*LAVA_WORKERS"):
-        _options(settings.load(variables), None, None, None, (), False, Path(), None)
+        options_of(settings.load(variables), None, None, None, (), False, Path(), None)
 
 
 @pytest.mark.parametrize("status", [0, 3])
@@ -65,7 +66,8 @@ def test_what_the_rest_api_refuses_as_a_name_the_command_line_refuses_too(
 ) -> None:
     """113: before anything is looked for or written; the sentence names the option."""
     reached: list[Any] = []
-    monkeypatch.setattr(command_line, "_with_stores", lambda *given, **options: reached.append(given))
+    for module in (cli_admin, cli_keys):
+        monkeypatch.setattr(module, "with_stores", lambda *given, **options: reached.append(given))
     monkeypatch.setattr(sys, "argv", ["lava-proxy", *arguments])
     with pytest.raises(SystemExit) as ended:
         command_line.main()
@@ -95,11 +97,11 @@ def test_what_is_no_control_url_is_refused_by_its_variables_name(url: str) -> No
 
 
 def test_control_listens_by_tcp_only_where_it_is_told_to_and_on_loopback_by_default() -> None:
-    assert _control_listen({}) is None
-    assert _control_listen({"LAVA_CONTROL_PORT": "9000"}) == ("127.0.0.1", 9000)
-    assert _control_listen({"LAVA_CONTROL_HOST": "10.0.0.5"}) == ("10.0.0.5", 8081)
+    assert control_listen({}) is None
+    assert control_listen({"LAVA_CONTROL_PORT": "9000"}) == ("127.0.0.1", 9000)
+    assert control_listen({"LAVA_CONTROL_HOST": "10.0.0.5"}) == ("10.0.0.5", 8081)
     with pytest.raises(CallerError, match="LAVA_CONTROL_PORT"):
-        _control_listen({"LAVA_CONTROL_PORT": "many"})
+        control_listen({"LAVA_CONTROL_PORT": "many"})
 
 
 def test_the_processes_of_an_installation_are_told_all_of_it() -> None:
@@ -127,11 +129,11 @@ class _Merchants:
 )
 async def test_a_command_that_cannot_know_the_merchant_names_those_there_are(count: int, said: str) -> None:
     with pytest.raises(CallerError, match=re.escape(said)):
-        await command_line._merchant_of(SimpleNamespace(catalog=_Merchants(count)), None)
+        await merchant_of(SimpleNamespace(catalog=_Merchants(count)), None)
 
 
 async def test_the_only_merchant_need_not_be_named() -> None:
-    assert (await command_line._merchant_of(SimpleNamespace(catalog=_Merchants(1)), None)).merchant_id == "mer_0"
+    assert (await merchant_of(SimpleNamespace(catalog=_Merchants(1)), None)).merchant_id == "mer_0"
 
 
 def test_a_command_to_paste_is_the_one_that_was_typed_and_finds_the_data() -> None:

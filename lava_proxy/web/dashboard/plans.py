@@ -8,11 +8,11 @@ from typing import Any, cast, get_args
 
 from aiohttp import web
 
-from lava_proxy.billing.subscriptions import Subscriptions
+from lava_proxy.billing.subscriptions import Subscriptions, end_facts
 from lava_proxy.domain.calendar import Interval
 from lava_proxy.domain.errors import CallerError, Conflict, NotFound
 from lava_proxy.domain.money import NANOS_PER_CENT
-from lava_proxy.domain.plans import PLAN_AMOUNT_NANOS_MAX, Bundle, Plan, Rollover, Terms, overage_document
+from lava_proxy.domain.plans import PLAN_AMOUNT_NANOS_MAX, Bundle, Plan, Rollover, Subscription, Terms, overage_document
 from lava_proxy.stores.catalog_store import CatalogStore, Meter
 from lava_proxy.stores.dashboard_store import DashboardStore
 from lava_proxy.stores.plan_store import BundleDraft, PlanStore
@@ -96,11 +96,14 @@ class Plans:
         meter_ids = await self._meter_ids(form, merchant_id)
         if form.is_good and terms is not None:
             try:
-                made = await self._plans.create_plan(merchant_id, terms, overage=overage, meter_ids=meter_ids, bundles=bundles)
+                async with self._acts.transaction() as db:
+                    made = await self._plans.create_plan(
+                        merchant_id, terms, overage=overage, meter_ids=meter_ids, bundles=bundles, db=db
+                    )
+                    await self._acts.note(db, request, "plan.create", made.plan_id, after=_facts(made))
             except CallerError as error:
                 form.fail("name", error.message)
             else:
-                await self._acts.note(request, "plan.create", made.plan_id, after=_facts(made))
                 return self._view.redirect(request, f"{_BASE}/{made.plan_id}", "The plan has been created.")
         return await self._editor(request, form, None, status=422)
 
@@ -121,11 +124,12 @@ class Plans:
                 plan, terms=replace(terms, plan_id=plan.plan_id), overage=overage, default_auto_top_up_bundle_id=automatic
             )
             try:
-                changed = await self._plans.update_plan(draft, meter_ids=meter_ids, bundles=bundles)
+                async with self._acts.transaction() as db:
+                    changed = await self._plans.update_plan(draft, meter_ids=meter_ids, bundles=bundles, db=db)
+                    await self._acts.note(db, request, "plan.change", plan.plan_id, before=_facts(plan), after=_facts(changed))
             except CallerError as error:
                 form.fail("default_auto_top_up_bundle_id", error.message)
             else:
-                await self._acts.note(request, "plan.change", plan.plan_id, before=_facts(plan), after=_facts(changed))
                 said = "Saved. Running cycles keep what they were sold as; the next ones begin by these terms."
                 return self._view.redirect(request, f"{_BASE}/{plan.plan_id}", said)
         return await self._editor(request, form, plan, status=422)
@@ -133,10 +137,11 @@ class Plans:
     async def archive(self, request: web.Request) -> web.StreamResponse:
         plan = await self._found(request)
         try:
-            await self._plans.archive_plan(plan.merchant_id, plan.plan_id)
+            async with self._acts.transaction() as db:
+                await self._plans.archive_plan(plan.merchant_id, plan.plan_id, db=db)
+                await self._acts.note(db, request, "plan.archive", plan.plan_id, before=_facts(plan))
         except Conflict as error:
             return self._view.redirect(request, f"{_BASE}/{plan.plan_id}", error.message, "bad")
-        await self._acts.note(request, "plan.archive", plan.plan_id, before=_facts(plan))
         return self._view.redirect(request, _BASE, "The plan is no longer sold; subscriptions to it go on.")
 
     # -- subscriptions
@@ -163,12 +168,12 @@ class Plans:
         subscription_id = request.match_info["subscription"]
         if not is_id(subscription_id, "sub"):
             raise NotFound("No subscription of yours has this id.")
-        ended = await self._subscriptions.cancel(session_of(request).merchant.merchant_id, subscription_id)
+
+        async def note(db: Any, ended: Subscription) -> None:
+            await self._acts.note(db, request, "subscription.cancel", subscription_id, after=end_facts(ended))
+
+        ended = await self._subscriptions.cancel(session_of(request).merchant.merchant_id, subscription_id, note=note)
         at_once = ended.status == "cancelled"
-        await self._acts.note(
-            request, "subscription.cancel", subscription_id,
-            after={"status": ended.status, "ends_at": (ended.cancelled_at or ended.cycle.end).isoformat()},
-        )  # fmt: skip
         said = "The subscription has ended." if at_once else "The subscription ends with its cycle."
         return self._view.redirect(request, f"{_BASE}/subscriptions", said)
 

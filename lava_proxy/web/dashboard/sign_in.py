@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from urllib.parse import unquote
 
 from aiohttp import hdrs, web
 
@@ -17,8 +18,10 @@ from lava_proxy.stores.secret_key_store import SecretKeyStore
 from lava_proxy.web.dashboard.forms import Form
 from lava_proxy.web.dashboard.frame import SESSION_COOKIE, Guard, View, session_of
 from lava_proxy.web.pages import Pages
+from lava_proxy.wire.public_address import client_address
 
-# Keys are 320 random bits, so nobody guesses one; the bound keeps those who try from costing anything.
+# Keys are 320 random bits, so nobody guesses one; the bound keeps those who try from costing anything. It is an address' own:
+# nobody can keep others from signing in.
 FAILURES_PER_MINUTE = 30
 _KEY_CHARS_MAX = 200
 _NEXT = re.compile(r"/(dashboard|auth/connect)([/?][^\\]*)?")
@@ -82,12 +85,12 @@ class SignIn:
             form.fail("secret_key", "Paste a secret key; it begins with aks_.")
         elif secret.startswith("lava_sk_"):
             form.fail("secret_key", "This is a spend key, which only makes model calls; a secret key begins with aks_.")
-        elif await self._too_many(count=False):
+        elif await self._too_many(request, count=False):
             raise LimitExceeded("Too many sign-ins failed in the last minute; wait a moment.", retry_after_s=WINDOW_S)
         else:
             found = await self._keys.by_secret(secret) if len(secret) <= _KEY_CHARS_MAX and secret.isprintable() else None
             if found is None:
-                await self._too_many(count=True)
+                await self._too_many(request, count=True)
                 form.fail("secret_key", "This key is not known here, or it was revoked.")
         if found is None:
             form.values.pop("secret_key", None)
@@ -146,15 +149,18 @@ class SignIn:
         self._guard.dismiss(request, response)
         return response
 
-    async def _too_many(self, *, count: bool) -> bool:
-        """Have too many failed in this minute? Not known while Redis is away, when nobody gets in anyway."""
-        now_s = int(self._clock().timestamp())
+    async def _too_many(self, request: web.Request, *, count: bool) -> bool:
+        """Have too many failed from there in this minute? Not known while Redis is away, when nobody gets in anyway."""
+        name, now_s = f"sign-in-failed:{client_address(request.headers)}", int(self._clock().timestamp())
         if count:
-            await self._counts.count("sign-in-failed", now_s)
+            await self._counts.count(name, now_s)
             return False
-        return (await self._counts.read("sign-in-failed", now_s)) >= FAILURES_PER_MINUTE
+        return (await self._counts.read(name, now_s)) >= FAILURES_PER_MINUTE
 
 
 def _next_of(text: str) -> str:
     """Where to go afterwards: a page of ours, whatever the address said."""
-    return text if _NEXT.fullmatch(text) and text.isprintable() and len(text) <= 2000 else "/dashboard"
+    is_ours = _NEXT.fullmatch(text) and text.isprintable() and len(text) <= 2000
+    # Browsers resolve dot segments, also escaped ones, and what is left may be another site's address.
+    segments = unquote(text.partition("?")[0]).split("/")[1:]
+    return text if is_ours and not {".", ".."}.intersection(segments) and "" not in segments[:-1] else "/dashboard"
