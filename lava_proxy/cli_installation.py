@@ -20,6 +20,7 @@ from lava_proxy.settings import Settings
 
 T = TypeVar("T")
 
+_NAMED_MAX = 10
 DATA_DIR = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),

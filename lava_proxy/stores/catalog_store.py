@@ -111,9 +111,8 @@ class Credit:
 _CONNECTION_COLUMNS = (
     "connection_id, merchant_id, wallet_id, reference_id, status, contact, metadata, created_at, limits, secret_sealed"
 )
-_CREDIT_COLUMNS = (
-    "credit_id, wallet_id, amount_nanos, lot_key, reason, kind, ends, drop_cycles, expires_at, created_at, tier_field, tier_units"
-)
+_ORDER_COLUMNS = "credit_id, wallet_id, amount_nanos, lot_key, reason, kind, ends, drop_cycles, expires_at, created_at"
+_CREDIT_COLUMNS = f"{_ORDER_COLUMNS}, tier_field, tier_units"
 _SPEND_KEY = """SELECT k.spend_key_id, k.merchant_id, m.wallet_id, m.clamp_floor, k.name, k.key_preview, k.status, k.request_shape,
   k.allowed_models, k.allowed_providers, k.limits, k.expires_at, k.created_at
   FROM spend_key k JOIN merchant m USING (merchant_id)"""
@@ -462,7 +461,7 @@ class CatalogStore(Database):
         """
         try:
             row = await self._row(
-                f"""INSERT INTO credit ({_CREDIT_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                f"""INSERT INTO credit ({_ORDER_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
                 ON CONFLICT (credit_id) DO NOTHING RETURNING {_CREDIT_COLUMNS}""",
                 credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason, credit.kind, credit.ends,
                 credit.drop_cycles, credit.expires_at, credit.created_at or self._clock(), db=db,
