@@ -28,7 +28,6 @@ DATA_DIR = click.option(
     help="Where `dev` keeps its engines' data [.lava].",
 )
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object as the last line.")
-_NAMED_MAX = 10
 MERCHANT = click.option("--merchant", "merchant_id", default=None, help="Merchant id; may be left out when there is only one.")
 
 
