@@ -15,7 +15,7 @@ import pytest
 from lava_proxy import cli as command_line
 from lava_proxy import cli_admin, cli_keys, settings
 from lava_proxy.app.run_config import RunConfig, control_address
-from lava_proxy.cli_installation import control_listen
+from lava_proxy.cli_installation import control_listen, merchant_of
 from lava_proxy.cli_run import options_of
 from lava_proxy.domain.errors import CallerError
 from lava_proxy.stores.catalog_store import Merchant
@@ -129,11 +129,11 @@ class _Merchants:
 )
 async def test_a_command_that_cannot_know_the_merchant_names_those_there_are(count: int, said: str) -> None:
     with pytest.raises(CallerError, match=re.escape(said)):
-        await command_line._merchant_of(SimpleNamespace(catalog=_Merchants(count)), None)
+        await merchant_of(SimpleNamespace(catalog=_Merchants(count)), None)
 
 
 async def test_the_only_merchant_need_not_be_named() -> None:
-    assert (await command_line._merchant_of(SimpleNamespace(catalog=_Merchants(1)), None)).merchant_id == "mer_0"
+    assert (await merchant_of(SimpleNamespace(catalog=_Merchants(1)), None)).merchant_id == "mer_0"
 
 
 def test_a_command_to_paste_is_the_one_that_was_typed_and_finds_the_data() -> None:
