@@ -681,28 +681,28 @@ class Charges:
                 row = replace(row, processor_ref=ref, state=_STATE[status])
                 if left_nanos is None and target != row.clawed_cents:
                     left_nanos = await self._left(charge, bought, rows.values())
-                back = rows[refund_id] = await self._claw(db, charge, row, target, bought, left_nanos or 0)
-                left_nanos = None if left_nanos is None else left_nanos + row.lot_nanos - back.lot_nanos
+                rows[refund_id], left = await self._claw(db, charge, row, target, bought, left_nanos or 0)
+                left_nanos = None if left_nanos is None else left
 
     async def _claw(
         self, db: Any, charge: Charge, back: MoneyBack, target_cents: int, bought: Bought, left_nanos: int
-    ) -> MoneyBack:
-        """`left_nanos`: what is left of the lot that the charge bought."""
+    ) -> tuple[MoneyBack, int]:
+        """`left_nanos`: what is left of the lot that the charge bought; answered with what is left of it then."""
         if target_cents != back.clawed_cents:
-            lot_nanos, funds_nanos = _owed(charge, bought, back, target_cents, left_nanos)
+            given = await self._store.given(db, back)
+            owed = _owed(charge, bought, back, target_cents, given[0] + left_nanos)
             number = back.adjustments + 1
             for adjust_id, delta, lot_id in (
-                (f"{back.refund_id}.{number}", back.lot_nanos - lot_nanos, bought.lot_id),
-                (f"{back.refund_id}.{number}.funds", back.funds_nanos - funds_nanos, None),
+                (f"{back.refund_id}.{number}", given[0] - owed[0], bought.lot_id),
+                (f"{back.refund_id}.{number}.funds", given[1] - owed[1], None),
             ):
                 if delta:
                     reason = f"{back.kind} of {charge.charge_id}"
                     await self._adjust(charge.merchant_id, charge.wallet_id, adjust_id, delta, reason, lot_id=lot_id, db=db)
-            back = replace(
-                back, clawed_cents=target_cents, adjustments=number, lot_nanos=lot_nanos, funds_nanos=funds_nanos
-            )  # fmt: skip
+            left_nanos += given[0] - owed[0]
+            back = replace(back, clawed_cents=target_cents, adjustments=number)
         await self._store.save_refund(db, back, self._clock())
-        return back
+        return back, left_nanos
 
     async def _left(self, charge: Charge, bought: Bought, before: Iterable[MoneyBack]) -> int:
         """What is left of the lot that a charge bought, once everything that was ordered of it `before` has been applied.
@@ -790,11 +790,11 @@ def _failure(charge: Charge) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _owed(charge: Charge, bought: Bought, back: MoneyBack, cents: int, left_nanos: int) -> tuple[int, int]:
-    """What a wallet gives for `cents` of a charge, all in all: of the lot that the charge bought, of its funds."""
+def _owed(charge: Charge, bought: Bought, back: MoneyBack, cents: int, there_nanos: int) -> tuple[int, int]:
+    """What a wallet gives for `cents` of a charge, all in all: of the lot that it bought (`there_nanos` at most), of its funds."""
     if not bought.is_exchanged:
         return nanos_of_cents(cents), 0
-    lot_nanos = min(bought.lot_nanos * cents // charge.captured_cents, back.lot_nanos + left_nanos)
+    lot_nanos = min(bought.lot_nanos * cents // charge.captured_cents, there_nanos)
     funds_nanos = bought.funds_nanos * cents // charge.captured_cents
     if back.claims_used:
         funds_nanos = max(funds_nanos, nanos_of_cents(cents) - lot_nanos)

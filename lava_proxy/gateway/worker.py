@@ -204,7 +204,7 @@ class GatewayWorker:
                 while not await _ended_within(lost, LISTENER_PING_S):
                     # A connection that only listens is what firewalls drop without a word: then revoked keys would go on working.
                     await connection.execute("SELECT 1", timeout=_LISTENER_ANSWER_S)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                 pass
             finally:
                 if not connection.is_closed():

@@ -340,7 +340,7 @@ class SandboxProcessor:
         try:
             async with self._pool.acquire(timeout=10) as db:
                 yield db
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise UpstreamError(
                 f"The sandbox processor cannot answer: {type(error).__name__}", code="processor_unavailable"
             ) from error

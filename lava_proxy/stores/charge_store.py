@@ -109,8 +109,7 @@ class Payer:
 class MoneyBack:
     """A refund or dispute of a charge; `clawed_cents` is the part of the charge for which the wallet has given back.
 
-    The wallet gave `lot_nanos` of the credit that the charge bought, and `funds_nanos` of its funds or as debt. With `claims_used`
-    credit that had been used is owed.
+    What it has given is what was ordered of it (`ChargeStore.given`). With `claims_used` credit that had been used is owed.
     """
 
     refund_id: str
@@ -125,8 +124,6 @@ class MoneyBack:
     reason: str
     created_at: datetime
     claims_used: bool = True
-    lot_nanos: int = 0
-    funds_nanos: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +156,7 @@ class ChargeStore:
                 yield db
         except asyncpg.IntegrityConstraintViolationError:
             raise
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
 
     async def _rows(self, query: str, *args: Any) -> list[dict[str, Any]]:
@@ -564,14 +561,24 @@ class ChargeStore:
         )  # fmt: skip
         return [(row["subscription_id"], row["start_at"]) for row in rows]
 
+    async def given(self, db: Any, back: MoneyBack) -> tuple[int, int]:
+        """What wallets were ordered to give for a refund so far, in nanos: of the lot that the charge bought, of their funds."""
+        lot = [f"{back.refund_id}.{number}" for number in range(1, back.adjustments + 1)]
+        row = await db.fetchrow(
+            """SELECT coalesce(-sum(amount_nanos) FILTER (WHERE credit_id = ANY($1::text[])), 0)::bigint AS lot,
+              coalesce(-sum(amount_nanos) FILTER (WHERE credit_id = ANY($2::text[])), 0)::bigint AS funds
+            FROM credit WHERE credit_id = ANY($1::text[] || $2::text[])""",
+            lot, [f"{adjust_id}.funds" for adjust_id in lot],
+        )  # fmt: skip
+        return row["lot"], row["funds"]
+
     async def save_refund(self, db: Any, back: MoneyBack, now: datetime) -> None:
         """Write a refund or dispute, or what has become of it. Raises Conflict where another charge's has its id."""
         done = await db.execute(
             f"""INSERT INTO refund ({_MONEY_BACK}, updated_at)
-            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
             ON CONFLICT (refund_id) DO UPDATE SET processor_ref = EXCLUDED.processor_ref, clawed_cents = EXCLUDED.clawed_cents,
             state = EXCLUDED.state, amount_cents = EXCLUDED.amount_cents, adjustments = EXCLUDED.adjustments,
-            lot_nanos = EXCLUDED.lot_nanos, funds_nanos = EXCLUDED.funds_nanos,
             updated_at = EXCLUDED.updated_at WHERE refund.charge_id = EXCLUDED.charge_id""",
             *(getattr(back, name) for name in MoneyBack.__dataclass_fields__),
             now,

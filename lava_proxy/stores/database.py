@@ -11,7 +11,7 @@ import asyncpg
 from lava_proxy.domain.errors import StoreError
 from lava_proxy.stores.postgres import Pool
 
-_FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError)
+_FAILURES = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _ACQUIRE_S = 10
 
 

@@ -59,7 +59,7 @@ async def rotate(pool: Pool, vault: Vault) -> dict[str, dict[str, int]]:
     try:
         async with pool.acquire() as db, db.transaction():
             return {sealed.table: asdict(await _column(db, vault, sealed)) for sealed in SEALED}
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
 
 

@@ -80,7 +80,7 @@ class LedgerStore:
                     "A batch holds a row that Postgres refuses; it is repaired", action="rows_repaired", error=str(error)[:300]
                 )
                 await self._commit([replace(entry, row=repaired(entry.row)) for entry in entries], marks, after)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise StoreError(f"Postgres cannot commit: {type(error).__name__}: {error}", code="database_unavailable") from error
         return after
 
@@ -108,13 +108,13 @@ class LedgerStore:
         """Held by whoever rebuilds Redis, one at a time over all processes; it ends with its connection. Waits."""
         try:
             db = await self._pool.acquire(timeout=10)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
         try:
             await db.execute("SELECT pg_advisory_lock($1)", _RECOVERY_LOCK, timeout=3600)
             yield
         finally:
-            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
                 await db.close(timeout=10)  # ends the lock, whatever became of asking for it
             await self._pool.release(db)
 
@@ -355,7 +355,7 @@ class LedgerStore:
         try:
             async with self._pool.acquire(timeout=10) as db:
                 return await differences(db)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
 
     async def rows_after(self, request_id: str, *, since: datetime | None, limit: int) -> list[dict[str, Any]]:
@@ -396,7 +396,7 @@ class LedgerStore:
     async def _fetch(self, query: str, *args: Any) -> list[dict[str, Any]]:
         try:
             return [dict(row) for row in await self._pool.fetch(query, *args)]
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
 
 

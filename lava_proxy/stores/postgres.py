@@ -112,7 +112,7 @@ async def migrate(database_url: str) -> list[str]:
     """
     try:
         connection = await asyncpg.connect(database_url, timeout=30)
-    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, ValueError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise StoreError(f"Postgres (LAVA_DATABASE_URL) cannot be reached: {error}", code="database_unavailable") from error
     applied = []
     try:
@@ -162,8 +162,11 @@ def _month(now: datetime, offset: int) -> datetime:
     return datetime(months // 12, months % 12 + 1, 1, tzinfo=UTC)
 
 
-Failures: tuple[type[Exception], ...] = (asyncpg.PostgresError, asyncpg.InterfaceError)
-"""What asyncpg raises; callers above the stores see StoreError, the workers' loops also these."""
+Failures: tuple[type[Exception], ...] = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What asyncpg raises; callers above the stores see StoreError, the workers' loops also these.
+
+InternalClientError is among them: a connection that Postgres has ended, used before its end was seen, is "in another operation".
+"""
 
 _LOST: tuple[type[Exception], ...] = (OSError, *Failures)
 _LEADER_LOCK = 7_229_002

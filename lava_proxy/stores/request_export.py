@@ -77,5 +77,5 @@ class RequestExport:
                 return [dict(row) for row in await connection.fetch(query, *args, timeout=timeout_s)]
         except TimeoutError as error:
             raise CallerError(_TOO_SLOW, code="search_too_slow", status=422) from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error

@@ -117,7 +117,7 @@ class UsageStore:
         try:
             async with self._pool.acquire(timeout=10) as db:
                 return await rebuild(db)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise StoreError(f"Postgres cannot rebuild: {type(error).__name__}", code="database_unavailable") from error
 
     async def _sums(
@@ -151,7 +151,7 @@ class UsageStore:
                     "Too many requests lie in this window to be read one by one; ask for a shorter one.", code="window_too_large"
                 ) from error
             raise StoreError("Postgres does not answer in time.", code="database_unavailable") from error
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
         return [(row["value"], UsageSums(**{name: int(row[name]) for name in MEASURES})) for row in rows]
 

@@ -466,7 +466,7 @@ class WebhookStore:
         try:
             async with self._pool.acquire(timeout=10) as db, db.transaction():
                 yield db
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
 
     async def _rows(self, query: str, *args: Any, db: Any = None) -> list[dict[str, Any]]:
@@ -490,7 +490,7 @@ class WebhookStore:
 async def _translated(call: Callable[[], Awaitable[T]]) -> T:
     try:
         return await call()
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
         raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
 
 

@@ -1,11 +1,6 @@
 -- migrate:up
--- What a refund has taken from the credit that its charge bought, and what from funds (or left as debt), to be given back when it
--- fails. claims_used: credit that was used before is owed too.
-ALTER TABLE refund
-  ADD COLUMN claims_used boolean NOT NULL DEFAULT true,
-  ADD COLUMN lot_nanos bigint NOT NULL DEFAULT 0,
-  ADD COLUMN funds_nanos bigint NOT NULL DEFAULT 0;
-UPDATE refund SET lot_nanos = clawed_cents * 10000000;
+-- Is credit owed that the charge bought and that was used before the refund? Refunds from before this always took their amount.
+ALTER TABLE refund ADD COLUMN claims_used boolean NOT NULL DEFAULT true;
 
 -- A debit that is given back takes its units back from the tier counter, too; also where nothing was charged for them.
 ALTER TABLE credit
