@@ -15,14 +15,13 @@ from datetime import UTC, datetime
 from time import perf_counter_ns
 from typing import Any
 
-import orjson
 import structlog
 
 from lava_proxy import tasks, telemetry
 from lava_proxy.billing.report_answers import Changing, ReportAnswers, reported_row
 from lava_proxy.billing.report_body import ReportBody, read_report
 from lava_proxy.billing.request_object import request_object
-from lava_proxy.billing.rows import RowStarts, breakdown_text, closing_row, json_text, packed
+from lava_proxy.billing.rows import breakdown_text, packed
 from lava_proxy.domain import fees
 from lava_proxy.domain.calendar import month_cycle_id
 from lava_proxy.domain.catalog import Grant, MeterVersion
@@ -38,15 +37,15 @@ from lava_proxy.stores.hot_redis import Ambiguous
 from lava_proxy.stores.ids import at_ms, created_at, created_ms, new_id
 from lava_proxy.stores.ledger_store import LedgerStore, as_stored
 from lava_proxy.stores.outbox import OutboxEntry
+from lava_proxy.stores.report_rows import report_row, report_start
 
-ENDPOINT = "POST /v1/requests"
-API = "report"
 NO_PROVIDER = "reported"  # where a report names none
 
 _SLICE = 100  # reports priced before other work of this process has its turn
 _ROUNDS_MAX = 1000  # prices of one report: again whenever others of its wallet have moved the tier counter meanwhile
 _AMBIGUOUS_ROUNDS_MAX = 3
 _CACHE_MAX = 50_000
+_STARTS_MAX = 4096
 _LOOK_UP_S = 3.0
 _AWAY_S = 1.0  # Postgres did not answer: not asked again for so long
 _COMPLETED, _REPORTED = Outcome.COMPLETED.value, Provenance.REPORTED.value
@@ -116,7 +115,7 @@ class Reporting:
         self._clock = clock
         self._keep_ms = settings.keep_s * 1000
         self._check = _LedgerCheck(ledger, settings.ledger_check_ms / 1000) if settings.ledger_check_ms else None
-        self._starts = RowStarts()
+        self._starts: dict[tuple[int, str, str], tuple[Grant, bytes]] = {}
         self._answers = ReportAnswers()
         self._grants: dict[tuple[str, str, str], Grant] = {}
         self._of_connection: dict[str, set[tuple[str, str, str]]] = {}  # which of them are a connection's
@@ -277,18 +276,24 @@ class Reporting:
             tier_field=tier_field,
             usage=usage,
             cost=cost,
-            row_start=self._starts.start(
-                grant=grant,
-                provider=provider.name,
-                key_type="stored",  # the merchant's own key: it has paid its provider
-                endpoint=ENDPOINT,
-                api=API,
-                streamed=False,
-                metadata=said.metadata,
-                tier_field=tier_field,
-            ),
+            row_start=self._row_start(grant, meter, provider.name, tier_field),
             now=now,
         )
+
+    def _row_start(self, grant: Grant, meter: MeterVersion, provider: str, tier_field: str) -> bytes:
+        # The grant is kept beside its start, so that its address cannot come to mean another one.
+        key = (id(grant), provider, tier_field)
+        found = self._starts.get(key)
+        if found is not None:
+            return found[1]
+        start = report_start(
+            merchant_id=grant.merchant_id, connection_id=grant.connection_id or "", meter_id=meter.meter_id,
+            meter_version=meter.version_id, provider=packed(provider), tier_field=tier_field,
+        )  # fmt: skip
+        if len(self._starts) >= _STARTS_MAX:
+            self._starts.clear()
+        self._starts[key] = (grant, start)
+        return start
 
     # -- the debit
 
@@ -346,31 +351,18 @@ class Reporting:
         if len(meter.tiers) > 1:
             ahead[place] = min(position + charge.units, fees.POSITION_MAX)
         cost = item.cost
-        row = closing_row(
+        row = report_row(
             item.row_start,
-            {
-                "model": said.model,
-                "status": "completed",
-                "outcome": _COMPLETED,
-                "provenance": _REPORTED,
-                "response_id": None,
-                "http_status": None,
-                "billed": True,
-                "usage": json_text(said.usage),
-                "cost_nanos": cost.nanos if cost is not None else 0,
-                "charge_nanos": charge.amount_nanos,
-                "breakdown": breakdown_text(charge, cost),
-                "price_model": None,
-                "price_version": self._prices.version if cost is not None else None,
-                "priced_at_ms": _milliseconds(item.now),
-                "service_tier": None,
-                "tier_units": charge.units,
-                "position_lo": charge.position_lo,
-                "position_hi": charge.position_hi,
-                "timings": None,
-                "request_key": said.request_key,
-                "fingerprint": item.fingerprint,
-            },
+            request_key=packed(said.request_key),
+            fingerprint=item.fingerprint,
+            model=packed(said.model) if said.model else b"",
+            usage=packed(said.usage),
+            metadata=packed(said.metadata) if said.metadata else b"",
+            cost_nanos=cost.nanos if cost is not None else 0,
+            breakdown=breakdown_text(charge, cost).encode(),
+            price_version=packed(self._prices.version) if cost is not None else b"",
+            priced_at_ms=_milliseconds(item.now),
+            units=charge.units,
         )
         return Report(
             wallet_id=grant.wallet_id,
@@ -583,7 +575,7 @@ def _entry(item: _Item, reply: Reported) -> OutboxEntry:
     return OutboxEntry(
         part=0, epoch=0, pseq=0, kind="s", request_id=reply.request_id, wallet_id=item.grant.wallet_id, wseq=0,
         amount_nanos=-reply.charge_nanos, balance_nanos=0, plan_nanos=0, funds_nanos=0, position=reply.position,
-        flags=reply.flags, debt_nanos=0, at_ms=reply.at_ms, row=orjson.loads(reply.row),
+        flags=reply.flags, debt_nanos=0, at_ms=reply.at_ms, raw=reply.row,
     )  # fmt: skip
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from struct import error as StructError
 from typing import Any
 
 import asyncpg
@@ -20,6 +20,8 @@ from lava_proxy.stores.ids import at_ms, created_at
 from lava_proxy.stores.outbox import OutboxEntry
 from lava_proxy.stores.overage_store import note_low
 from lava_proxy.stores.postgres import Pool
+from lava_proxy.stores.report_copy import ENTRY_COLUMNS, LEG_COLUMNS, REQUEST_COLUMNS, ReportCopy
+from lava_proxy.stores.report_rows import is_report_row, row_fields, start_fields, text_of
 from lava_proxy.stores.row_repair import repaired
 from lava_proxy.stores.usage_rollup import UsageRollup, differences
 from lava_proxy.stores.webhook_events import note_balances
@@ -42,7 +44,7 @@ REPORTED = """SELECT r.*, asked.request_key AS asked FROM unnest($1::text[], $2:
   CROSS JOIN LATERAL (SELECT * FROM request WHERE request_id = o.request_id AND merchant_id = asked.merchant_id LIMIT 1) r"""
 _RECOVERY_LOCK = 7_229_003
 # What a row that Postgres cannot keep raises: refused by the server, or by the client's encoders.
-_UNKEEPABLE = (asyncpg.DataError, ValueError, TypeError, OverflowError)
+_UNKEEPABLE = (asyncpg.DataError, StructError, ValueError, TypeError, OverflowError)
 _log = structlog.get_logger("ledger")
 
 
@@ -56,6 +58,7 @@ class LedgerStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._usage = UsageRollup(_REQUEST_COLUMNS)
+        self._reports = ReportCopy()
 
     async def marks(self) -> Marks:
         """Partition -> (epoch, pseq) of the last committed outbox entry."""
@@ -78,7 +81,7 @@ class LedgerStore:
                 _log.error(
                     "A batch holds a row that Postgres refuses; it is repaired", action="rows_repaired", error=str(error)[:300]
                 )
-                await self._commit([replace(entry, row=repaired(entry.row)) for entry in entries], marks, after)
+                await self._commit([entry.with_row(repaired(entry.row)) for entry in entries], marks, after)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StoreError(f"Postgres cannot commit: {type(error).__name__}: {error}", code="database_unavailable") from error
         return after
@@ -117,29 +120,45 @@ class LedgerStore:
 
     async def _write(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
         settles = [entry for entry in entries if entry.kind == "s"]
+        keys = [_once(entry) for entry in settles]
         fresh = {
             row["request_id"]
             for row in await db.fetch(
                 """INSERT INTO request_once SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
                 ON CONFLICT DO NOTHING RETURNING request_id""",
-                [e.row["merchant_id"] for e in settles],
-                [e.row.get("request_key") or e.request_id for e in settles],
+                [merchant_id for merchant_id, _ in keys],
+                [key for _, key in keys],
                 [e.request_id for e in settles],
             )
         }
-        fresh -= await self._seen_before(db, [entry for entry in settles if entry.request_id in fresh and "once_key" in entry.row])
-        once: set[str] = set()
+        calls = [entry for entry in entries if not is_report_row(entry.raw)]
+        fresh -= await self._seen_before(
+            db, [entry for entry in calls if entry.kind == "s" and entry.request_id in fresh and "once_key" in entry.row]
+        )
+        reports = [entry for entry in entries if is_report_row(entry.raw)]
         rows, doubles = [], []
+        are_fresh = []
         for entry in settles:
-            if entry.request_id in fresh and entry.request_id not in once:
-                once.add(entry.request_id)
-                rows.append(_request(entry))
-            else:
+            is_fresh = entry.request_id in fresh
+            fresh.discard(entry.request_id)
+            if not is_fresh:
                 doubles.append(entry)
-        await db.copy_records_to_table("request", records=rows, columns=_REQUEST_COLUMNS)
-        await self._usage.add(db, rows)
-        await db.copy_records_to_table("ledger_entry", records=[_ledger(entry) for entry in entries])
-        await db.copy_records_to_table("ledger_leg", records=[leg for entry in entries for leg in _legs(entry)])
+            if is_report_row(entry.raw):
+                are_fresh.append(is_fresh)
+            elif is_fresh:
+                rows.append(_request(entry))
+        copied = self._reports.copied(reports, are_fresh)
+        if rows:
+            await db.copy_records_to_table("request", records=rows, columns=_REQUEST_COLUMNS)
+        if calls:
+            await db.copy_records_to_table("ledger_entry", records=[_ledger(entry) for entry in calls])
+            await db.copy_records_to_table("ledger_leg", records=[leg for entry in calls for leg in _legs(entry)])
+        if reports:
+            if copied.requests:
+                await _copy(db, "request", REQUEST_COLUMNS, copied.requests)
+            await _copy(db, "ledger_entry", ENTRY_COLUMNS, copied.entries)
+            await _copy(db, "ledger_leg", LEG_COLUMNS, copied.legs)
+        await self._usage.add(db, rows + [_request(entry) for entry in copied.other], copied.facts)
         await self._write_states(db, entries)
         orders = [entry.request_id for entry in entries if entry.kind in "cna"]
         if orders:
@@ -402,6 +421,19 @@ class LedgerStore:
             return [dict(row) for row in await self._pool.fetch(query, *args)]
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
+
+
+async def _copy(db: Any, table: str, columns: Sequence[str], data: bytes) -> None:
+    # A view: the driver takes bytes for the name of a file.
+    await db.copy_to_table(table, source=memoryview(data), columns=columns, format="binary")
+
+
+def _once(entry: OutboxEntry) -> tuple[str, str]:
+    """Merchant id, and the id that is charged once."""
+    if is_report_row(entry.raw):
+        start, fields = row_fields(entry.raw)
+        return start_fields(start)[0].decode(), (text_of(fields[0]) or b"").decode()
+    return entry.row["merchant_id"], entry.row.get("request_key") or entry.request_id
 
 
 def _request(entry: OutboxEntry) -> tuple[Any, ...]:

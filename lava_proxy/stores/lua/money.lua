@@ -197,7 +197,7 @@ end
 -- The outbox entry of a lot's end; its row has what the flusher needs, out of the row of the operation under way.
 local function emit_end(k, s, id, pot, key, ended, pinned, row)
   s.seq = s.seq + 1
-  local merchant = string.match(row, '"merchant_id":"([^"\\]*)"') or ''
+  local merchant = string.match(row, '^R1\31([^\31]*)\31') or string.match(row, '"merchant_id":"([^"\\]*)"') or ''
   emit(k.m, k.o, 'x', 'exp_' .. id, k.wallet, s.seq, -ended, balance_of(s), pot == 'p' and ended or 0, pot == 'f' and ended or 0, 0, '',
     s.debt, '{"merchant_id":"' .. merchant .. '","lot_key":"' .. key .. '"}', s.pa + s.ph, pinned)
 end
