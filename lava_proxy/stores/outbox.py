@@ -18,6 +18,7 @@ from lava_proxy.stores.hot_redis import VERIFIED_KEY
 from lava_proxy.stores.report_rows import row_of
 
 _REFUSED_KEY = "lava:refused"
+_OLD_FACTS = 12
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: made for every row
@@ -162,7 +163,7 @@ class Outbox:
             part = int(name[2:6])
             for identifier, fields in items:
                 epoch, _, pseq = identifier.partition(b"-")
-                found.append(_made(part, int(epoch), int(pseq), fields[1], fields[3], fields[5] if len(fields) > 4 else b"|0|"))
+                found.append(_made(part, int(epoch), int(pseq), fields[1], fields[3], fields[5] if len(fields) > 4 else None))
         return found
 
     async def trim(self, marks: Mapping[int, tuple[int, int]]) -> None:
@@ -441,12 +442,16 @@ def _position(identifier: bytes) -> tuple[int, int]:
 
 
 def _entry(stream: bytes, identifier: bytes, fields: Mapping[bytes, bytes]) -> OutboxEntry:
-    return _made(int(stream[2:6]), *_position(identifier), fields[b"s"], fields[b"r"], fields.get(b"e", b"|0|"))
+    return _made(int(stream[2:6]), *_position(identifier), fields[b"s"], fields[b"r"], fields.get(b"e"))
 
 
-def _made(part: int, epoch: int, pseq: int, facts: bytes, row: bytes, more: bytes) -> OutboxEntry:
-    kind, request_id, wallet_id, wseq, amount, balance, plan, funds, position, flags, debt, at_ms = facts.decode().split("|")
-    plan_total, pinned, opened = more.split(b"|")
+def _made(part: int, epoch: int, pseq: int, facts: bytes, row: bytes, more: bytes | None) -> OutboxEntry:
+    parts = facts.decode().split("|")
+    if len(parts) == _OLD_FACTS:  # of an earlier release
+        parts += more.decode().split("|") if more is not None else ("", "0", "")
+    (
+        kind, request_id, wallet_id, wseq, amount, balance, plan, funds, position, flags, debt, at_ms, plan_total, pinned, opened
+    ) = parts  # fmt: skip
     return OutboxEntry(
         part=part, epoch=epoch, pseq=pseq, kind=kind, request_id=request_id, wallet_id=wallet_id,
         wseq=int(wseq), amount_nanos=int(amount), balance_nanos=int(balance), plan_nanos=int(plan), funds_nanos=int(funds),
