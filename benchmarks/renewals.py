@@ -44,7 +44,7 @@ SECONDS_MAX = 60.0
 SUBSCRIPTIONS = 10_000
 START = datetime(2026, 1, 1, tzinfo=UTC)
 USD = 1_000_000_000
-# A worker process has a pool of this size (app/roles.py).
+# A worker process has a pool of this size (app/worker_role.py).
 _POOL = 6
 
 # Customer n: wallet, connection, person, card, subscription; every second one on the paid plan.

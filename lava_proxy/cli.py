@@ -230,7 +230,8 @@ _SUPERVISED = click.option("--supervised", is_flag=True, hidden=True)
 @_SUPERVISED
 def gateway(fd: int | None, supervised: bool) -> None:
     """Run one gateway worker (a fleet's role). LAVA_CONTROL_URL or LAVA_CONTROL_SOCKET says where the control process is."""
-    from lava_proxy.app.roles import run_gateway, run_role
+    from lava_proxy.app.gateway_role import run_gateway
+    from lava_proxy.app.process import run_role
 
     settings = settings_module.load()
     config = _role_config(settings, supervised, "LAVA_CONTROL_URL", "LAVA_CONTROL_SOCKET")
@@ -249,7 +250,8 @@ def gateway(fd: int | None, supervised: bool) -> None:
 @_SUPERVISED
 def control(supervised: bool) -> None:
     """Run the control process: REST API, status page, metrics (a fleet's role). Listens on LAVA_CONTROL_HOST and _PORT."""
-    from lava_proxy.app.roles import run_control, run_role
+    from lava_proxy.app.control_role import run_control
+    from lava_proxy.app.process import run_role
 
     settings = settings_module.load()
     config = _role_config(settings, supervised, "LAVA_CONTROL_HOST", "LAVA_CONTROL_PORT", "LAVA_CONTROL_SOCKET")
@@ -260,7 +262,8 @@ def control(supervised: bool) -> None:
 @_SUPERVISED
 def worker(supervised: bool) -> None:
     """Run the background workers: recovery, flusher, reaper, credits (a fleet's role; one of them leads)."""
-    from lava_proxy.app.roles import run_role, run_worker
+    from lava_proxy.app.process import run_role
+    from lava_proxy.app.worker_role import run_worker
 
     settings = settings_module.load()
     run_role(run_worker(_role_config(settings, supervised), settings), supervised=supervised)
@@ -271,11 +274,11 @@ def worker(supervised: bool) -> None:
 @_SUPERVISED
 def sandbox_provider(fd: int, supervised: bool) -> None:
     """The built-in provider of `dev`."""
-    from lava_proxy.app.roles import run_role
-    from lava_proxy.app.supervisor import serve_sandbox_provider
+    from lava_proxy.app.process import run_role
+    from lava_proxy.app.sandbox_provider import serve_until_stopped
 
     sys.stdin.read()
-    run_role(serve_sandbox_provider(fd), supervised=supervised)
+    run_role(serve_until_stopped(fd), supervised=supervised)
 
 
 @cli.command()
@@ -309,7 +312,7 @@ def _installation(settings: Settings, data_dir: Path | None) -> Any:
 
 def _with_stores(data_dir: Path | None, work: Callable[[Any, Settings], Awaitable[T]], *, require_verified: bool = True) -> T:
     """Run `work(stores, settings)` against the installation."""
-    from lava_proxy.app.roles import open_stores
+    from lava_proxy.app.open_stores import open_stores
 
     settings = settings_module.load()
     config = _installation(settings, data_dir)
@@ -925,7 +928,7 @@ def _moment(text: str) -> datetime:
 
 def _rerate(since: datetime | None, as_json: bool, data_dir: Path | None) -> None:
     async def work(stores: Any, settings: Settings) -> dict[str, Any]:
-        from lava_proxy.app.roles import prices_of
+        from lava_proxy.app.open_stores import prices_of
         from lava_proxy.billing.rating import Rating
         from lava_proxy.providers.registry import load_registry
         from lava_proxy.workers.audit import rerate

@@ -51,7 +51,7 @@ def add_commands(cli: click.Group, customer: click.Group, installation: Installa
             owner = await installation.merchant(stores, merchant_id)
             found = await _customer(stores, owner, customer_ref)
             cards, funding = _cards(stores, installation.config(settings, data_dir), settings)
-            services = cards.services(stores.pool, funding, installation.config(settings, data_dir))
+            services = _services(cards, stores, funding, installation.config(settings, data_dir))
             try:
                 if not card:
                     reference = await funding.fund(owner.merchant_id, found.wallet_id, nanos, "customer fund")
@@ -82,7 +82,7 @@ def add_commands(cli: click.Group, customer: click.Group, installation: Installa
             config = installation.config(settings, data_dir)
             cards, funding = _cards(stores, config, settings)
             try:
-                adjust_id = await cards.services(stores.pool, funding, config).accounts.adjust(
+                adjust_id = await _services(cards, stores, funding, config).accounts.adjust(
                     owner.merchant_id, found.wallet_id, nanos, reason, made_by="command line"
                 )
             finally:
@@ -148,3 +148,9 @@ def _cards(stores: Any, config: Any, settings: Settings) -> Any:
 
     funding = Funding(stores.catalog, stores.balances, business_clock(config))
     return open_card_payments(stores.pool, funding, config, settings), funding
+
+
+def _services(cards: Any, stores: Any, funding: Any, config: Any) -> Any:
+    from lava_proxy.app.payment_services import payment_services
+
+    return payment_services(cards, stores.pool, funding, config)

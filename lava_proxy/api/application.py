@@ -132,7 +132,7 @@ def operations_of(deps: ApiDependencies) -> list[Operation]:
     subscriptions = SubscriptionResource(catalog, stores.plans, Subscriptions(stores.plans, deps.funding, clock), outbox)
     resources = (
         Exports(catalog, deps.request_export),  # before /v1/requests/{request}
-        Requests(catalog, deps.ledger, outbox),
+        Requests(catalog, deps.ledger, deps.request_export, outbox),
         Usage(catalog, deps.usage, clock),
         Customers(catalog, stores.customers, outbox, deps.funding, stores.plans, subscriptions),
         Connections(catalog, stores.customers, outbox, clock, stores.plans, subscriptions),

@@ -32,7 +32,10 @@ REFUSALS = {
     "429": "More than a thousand requests in a minute; Retry-After says when to come back.",
     "503": "The books cannot be read or written now; Retry-After says when to come back.",
 }
-RARE_REFUSALS = {"402": "There is no card to charge, or it was declined; the code says which."}
+RARE_REFUSALS = {
+    "402": "There is no card to charge, or it was declined; the code says which.",
+    "422": "Too many requests lie between those that match; ask for fewer.",
+}
 """Of those operations only that name them in `refuses`."""
 _DESCRIPTION = """Resources of a merchant, and the gateway that sells AI calls.
 

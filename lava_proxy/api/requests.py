@@ -23,6 +23,7 @@ from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.ids import created_ms
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.outbox import Outbox
+from lava_proxy.stores.request_export import RequestExport, RequestFilter
 
 # What was acknowledged is on its way to Postgres for some hundred milliseconds, longer when the ledger is behind: whoever asks
 # for it is answered when all that was in the outbox has been written, whatever its id says.
@@ -80,9 +81,10 @@ class RequestAnswer(Answer):
 class Requests:
     """The request resource, read-only."""
 
-    def __init__(self, catalog: CatalogStore, ledger: LedgerStore, outbox: Outbox) -> None:
+    def __init__(self, catalog: CatalogStore, ledger: LedgerStore, pages: RequestExport, outbox: Outbox) -> None:
         self._catalog = catalog
         self._ledger = ledger
+        self._pages = pages
         self._outbox = outbox
         self._versions: dict[int, MeterVersion | None] = {}
 
@@ -90,7 +92,8 @@ class Requests:
         return [
             Operation(
                 method="GET", path="/v1/requests", handler=self.many, tag=TAG, summary="List requests", query=RequestsQuery,
-                answer=list_of(RequestAnswer), description="Newest first. A call appears a moment after it has ended.",
+                answer=list_of(RequestAnswer), refuses=(422,),
+                description="Newest first. A call appears a moment after it has ended.",
             ),
             Operation(
                 method="GET", path="/v1/requests/{request_id}", handler=self.one, tag=TAG, summary="Read a request",
@@ -106,14 +109,8 @@ class Requests:
         meter_id = await self._meter_id(merchant_id, meter) if meter else None
         if (customer and connection_id is None) or (meter and meter_id is None):
             return json_response(listing([], query.limit, "request_id"))
-        rows = await self._ledger.requests(
-            merchant_id,
-            before=query.cursor,
-            limit=query.limit + 1,
-            connection_id=connection_id,
-            meter_id=meter_id,
-            metadata=query.metadata_filters or None,
-        )
+        filters = RequestFilter(connection_id=connection_id, meter_id=meter_id, metadata=query.metadata_filters)
+        rows = await self._pages.page(merchant_id, filters, before=query.cursor, limit=query.limit + 1)
         answer = listing([await self._shown(row) for row in rows], query.limit, "request_id")
         if answer["has_more"]:  # a report shows its caller's id, which says nothing about where it stands
             answer["next_cursor"] = rows[query.limit - 1]["request_id"]

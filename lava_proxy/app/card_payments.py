@@ -7,13 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from aiohttp import web
-
-from lava_proxy.api.payments import PaymentServices
-from lava_proxy.api.processor_webhooks import ProcessorWebhooks
-from lava_proxy.api.sandbox_bank import SandboxBank
 from lava_proxy.app.run_config import RunConfig, business_clock
-from lava_proxy.billing.accounts import Accounts
 from lava_proxy.billing.cards import Cards
 from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.checkout_progress import CheckoutProgress
@@ -24,7 +18,6 @@ from lava_proxy.domain.errors import CallerError
 from lava_proxy.payments.processor import Processor
 from lava_proxy.payments.sandbox import SandboxProcessor
 from lava_proxy.settings import Settings
-from lava_proxy.stores.account_store import AccountStore
 from lava_proxy.stores.charge_store import Charge, ChargeStore
 from lava_proxy.stores.checkout_store import CheckoutStore
 from lava_proxy.stores.outbox import Outbox
@@ -48,26 +41,6 @@ class CardPayments:
     clock: Callable[[], datetime]
     checkouts: CheckoutStore
     progress: CheckoutProgress
-
-    def routes(self) -> list[web.RouteDef]:
-        """What the control process serves for the processor: its notices, or the sandbox's bank."""
-        if self.processor is None:
-            return []
-        if self.processor.name == "sandbox":
-            return SandboxBank(self.processor, self.charges).routes()
-        return ProcessorWebhooks(self.processor, self.charges, self.cards).routes()
-
-    def services(self, pool: Pool, funding: Funding, config: RunConfig) -> PaymentServices:
-        """What the REST API works with."""
-        accounts = AccountStore(pool)
-        return PaymentServices(
-            charges=self.charges,
-            charge_store=self.store,
-            cards=self.cards,
-            accounts=Accounts(accounts, funding, self.charges, business_clock(config)),
-            account_store=accounts,
-            public_url=config.base_url.removesuffix("v1/") or "http://127.0.0.1/",
-        )
 
     async def close(self) -> None:
         if self.processor is not None:

@@ -34,6 +34,7 @@ from typing import Any
 
 from aiohttp import web
 
+from lava_proxy.app.process import stop_event
 from lava_proxy.app.sandbox_realtime import realtime_session
 
 Json = dict[str, Any]
@@ -701,3 +702,11 @@ def _cut(request: web.Request, response: web.StreamResponse) -> web.StreamRespon
     if request.transport is not None:
         request.transport.abort()
     return response
+
+
+async def serve_until_stopped(descriptor: int) -> None:
+    """The provider as a supervised child, until SIGTERM."""
+    stopping = stop_event()
+    server = await serve(sock=socket.socket(fileno=descriptor))
+    await stopping.wait()
+    await server.close()

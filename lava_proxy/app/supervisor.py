@@ -24,10 +24,10 @@ from typing import Any
 import structlog
 from prometheus_client.multiprocess import mark_process_dead
 
-from lava_proxy.app import sandbox, sandbox_provider
+from lava_proxy.app import sandbox
 from lava_proxy.app.card_payments import open_card_payments
 from lava_proxy.app.embedded import EmbeddedEngines, EngineError, EngineOptions
-from lava_proxy.app.roles import open_stores, registry_of
+from lava_proxy.app.open_stores import open_stores, registry_of
 from lava_proxy.app.run_config import RunConfig, parse_overrides
 from lava_proxy.app.run_folder import RunFolder
 from lava_proxy.billing.funding import Funding
@@ -409,13 +409,3 @@ async def _seed(config: RunConfig, settings: Settings, secrets: sandbox.Secrets,
         return summary | {"dashboard_link": f"{summary['dashboard_url']}dashboard/enter/{code}"}
     finally:
         await stores.close()
-
-
-async def serve_sandbox_provider(descriptor: int) -> None:
-    """The sandbox provider as a supervised child, until SIGTERM."""
-    from lava_proxy.app.roles import stop_event
-
-    stopping = stop_event()
-    server = await sandbox_provider.serve(sock=socket.socket(fileno=descriptor))
-    await stopping.wait()
-    await server.close()

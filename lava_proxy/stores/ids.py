@@ -17,17 +17,22 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _last_ms = -1
 _last_text = ""
+_last_bits = 0
 
 
 def new_id(prefix: str) -> str:
-    """A fresh id: 48 bits of milliseconds and 80 random bits, 26 Crockford letters (github.com/ulid/spec)."""
-    global _last_ms, _last_text
+    """A fresh id: 48 bits of milliseconds and 80 random bits, 26 Crockford letters (github.com/ulid/spec).
+
+    Those that a process makes in one millisecond follow each other too, by a random step: what was made later is listed later.
+    """
+    global _last_ms, _last_text, _last_bits
     now_ms = time.time_ns() // 1_000_000
     if now_ms != _last_ms:
         _last_text = "".join(_CROCKFORD[(now_ms >> shift) & 31] for shift in range(45, -1, -5))
-        _last_ms = now_ms
-    bits = getrandbits(80)  # ids are names, not secrets: they need to be unique, not unguessable
-    low, high = bits & 0xFFFFFFFFFF, bits >> 40
+        _last_ms, _last_bits = now_ms, getrandbits(79)  # ids are names, not secrets: they need to be unique, not unguessable
+    else:
+        _last_bits += 1 + getrandbits(48)  # the bit left free above holds 2**31 of these
+    low, high = _last_bits & 0xFFFFFFFFFF, _last_bits >> 40
     return (
         f"{prefix}_{_last_text}{_PAIRS[high >> 30]}{_PAIRS[high >> 20 & 1023]}{_PAIRS[high >> 10 & 1023]}{_PAIRS[high & 1023]}"
         f"{_PAIRS[low >> 30]}{_PAIRS[low >> 20 & 1023]}{_PAIRS[low >> 10 & 1023]}{_PAIRS[low & 1023]}"

@@ -375,24 +375,6 @@ class LedgerStore:
     async def count_requests(self) -> int:
         return int((await self._fetch("SELECT count(*) AS n FROM request"))[0]["n"])
 
-    async def requests(
-        self,
-        merchant_id: str,
-        *,
-        before: str | None = None,
-        limit: int = 10,
-        connection_id: str | None = None,
-        meter_id: str | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> list[dict[str, Any]]:
-        """A merchant's requests, newest first, from below the id `before`."""
-        return await self._fetch(
-            """SELECT * FROM request WHERE merchant_id = $1 AND ($2::text IS NULL OR request_id < $2)
-            AND ($3::text IS NULL OR connection_id = $3) AND ($4::text IS NULL OR meter_id = $4)
-            AND ($5::jsonb IS NULL OR metadata @> $5) ORDER BY request_id DESC LIMIT $6""",
-            merchant_id, before, connection_id, meter_id, dict(metadata) if metadata else None, limit,
-        )  # fmt: skip
-
     async def request(self, merchant_id: str, request_id: str) -> dict[str, Any] | None:
         """By the id that the merchant knows: ours, or a report's own; where one id is both, the one that was there first."""
         rows = await self._fetch(

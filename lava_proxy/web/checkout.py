@@ -32,7 +32,8 @@ from lava_proxy.web.posted import posted_form
 from lava_proxy.wire.public_address import base_url, client_address
 
 VISIT_HEADER = "X-Lava-Visit"
-STEPS_PER_MINUTE = 90  # of one session or one address, polling included
+STEPS_PER_MINUTE = 90  # of one session, polling included
+ADDRESS_PER_MINUTE = 900  # pages and steps: behind one address may be a whole office, or a mobile network
 _VISIT = re.compile(r"[A-Za-z0-9_-]{32,64}")
 _EXPIRY = re.compile(r"\s*([0-9]{1,2})\s*[/-]?\s*((?:20)?[0-9]{2})\s*")
 _CENTURY = 2000
@@ -309,7 +310,7 @@ class CheckoutPages:
     # -- who asks
 
     async def _session(self, request: web.Request) -> CheckoutSession:
-        await self._count(f"checkout:{client_address(request.headers)}")
+        await self._count(f"checkout:{client_address(request.headers)}", ADDRESS_PER_MINUTE)
         secret = request.match_info["secret"]
         return await self._checkout.session(secret[:100])
 
@@ -321,7 +322,7 @@ class CheckoutPages:
         if not _VISIT.fullmatch(token):
             raise Forbidden("Open the checkout again: this page has lost its visit.", code="visit_missing")
         session = await self._session(request)
-        await self._count(f"checkout:{session.checkout_session_id}")
+        await self._count(f"checkout:{session.checkout_session_id}", STEPS_PER_MINUTE)
         visit = Visit(token=token, address=client_address(request.headers))
         return _Step(request, session, visit, await posted_form(request))
 
@@ -331,9 +332,9 @@ class CheckoutPages:
             hosts.add(urlsplit(self._public_url).netloc.lower())
         return hosts
 
-    async def _count(self, name: str) -> None:
+    async def _count(self, name: str, per_minute: int) -> None:
         counted = await self._counts.count(name, int(time.time()))
-        if counted is not None and counted > STEPS_PER_MINUTE:
+        if counted is not None and counted > per_minute:
             raise LimitExceeded("Too many requests; wait a minute.", code="rate_limited", retry_after_s=60)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -44,7 +45,9 @@ def _ask(url: str, key: str = "", **headers: str) -> tuple[int, Any]:
 @contextmanager
 def _process(role: str, environment: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("ab") as file:
-        process = subprocess.Popen([*_MODULE, role], env=environment, stdout=file, stderr=file)
+        # whoever runs the tests may be under nohup, which children inherit and we respect
+        default = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+        process = subprocess.Popen([*_MODULE, role], env=environment, stdout=file, stderr=file, preexec_fn=default)
     try:
         yield process
     finally:

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -17,7 +18,7 @@ from aiohttp.test_utils import TestClient
 from lava_proxy.domain.errors import StoreError
 from lava_proxy.domain.money import parse_usd
 from lava_proxy.stores import request_export
-from lava_proxy.stores.request_export import RequestExport
+from lava_proxy.stores.request_export import RequestExport, RequestFilter
 from tests.engines import RunningEngines
 from tests.integration.api_world import Shop, Stores, dependencies, open_shop, opened_stores, sell, served
 
@@ -324,3 +325,18 @@ async def test_an_export_that_cannot_go_on_is_cut_and_not_taken_for_whole(
             await exported(client, acme)
         async with client.get("/v1/requests/export", headers=acme.headers) as answer:
             assert (answer.status, (await answer.json())["error"]["code"]) == (503, "database_unavailable")
+
+
+async def test_a_filtered_page_is_planned_for_what_is_looked_for(stores: Stores, acme: Shop) -> None:
+    """A plan made for any model walks over ten million rows to find none of one that is not there."""
+    pages, filters = RequestExport(stores.pool), RequestFilter(model="none", metadata={"feature": "chat"})
+    statements = "SELECT * FROM pg_prepared_statements WHERE statement LIKE 'SELECT * FROM request WHERE%model%'"
+    size = stores.pool.get_max_size()
+    for _ in range(12 * size):  # from a connection's sixth on Postgres would choose
+        assert await pages.page(acme.merchant.merchant_id, filters, before=None, limit=3) == []
+    async with AsyncExitStack() as stack:
+        found = []
+        for _ in range(size):
+            connection = await stack.enter_async_context(stores.pool.acquire())
+            found += [(row["generic_plans"], row["custom_plans"]) for row in await connection.fetch(statements)]
+    assert sum(custom for _, custom in found) >= 12 * size and not any(generic for generic, _ in found)

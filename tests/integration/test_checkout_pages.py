@@ -106,13 +106,28 @@ async def test_errors_are_said_at_their_field_and_what_was_typed_stays(shop: Che
         assert (status, step_of(text)) == (409, "done")
 
 
-async def test_one_address_and_one_session_are_slowed_down(shop: CheckoutWorld) -> None:
+async def test_one_session_is_slowed_down_and_its_neighbours_behind_the_address_are_not(shop: CheckoutWorld) -> None:
+    hasty, neighbour = await shop.session(), await shop.session()
+    async with shop.served() as client:
+        peer = {"X-Lava-Peer": "203.0.113.50", "X-Lava-Visit": "v" * 43, "Origin": str(client.make_url("")).rstrip("/")}
+
+        async def step(secret: str) -> int:
+            return (await client.post(f"/embed/checkout/{secret}/state", headers=peer)).status
+
+        # the count may go over from one minute to the next in between
+        statuses = [await step(hasty.secret) for _ in range(2 * STEPS_PER_MINUTE + 2)]
+        assert statuses[0] == 200 and statuses[-1] == 429
+        assert await step(neighbour.secret) == 200
+
+
+async def test_one_address_is_slowed_down(shop: CheckoutWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lava_proxy.web.checkout.ADDRESS_PER_MINUTE", 5)
     session = await shop.session()
     async with shop.served() as client:
-        peer = {"X-Lava-Peer": "203.0.113.50"}
-        statuses = [(await client.get(f"/checkout/{session.secret}", headers=peer)).status for _ in range(2 * STEPS_PER_MINUTE + 2)]
+        peer = {"X-Lava-Peer": "203.0.113.60"}
+        statuses = [(await client.get(f"/checkout/{session.secret}", headers=peer)).status for _ in range(12)]
         assert statuses[0] == 200 and statuses[-1] == 429
-        assert (await client.get(f"/checkout/{session.secret}", headers={"X-Lava-Peer": "203.0.113.51"})).status == 200
+        assert (await client.get(f"/checkout/{session.secret}", headers={"X-Lava-Peer": "203.0.113.61"})).status == 200
 
 
 async def test_the_merchants_brand_is_shown_and_its_colour_made_readable(shop: CheckoutWorld) -> None:

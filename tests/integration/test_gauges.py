@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lava_proxy import telemetry
-from lava_proxy.app.roles import _gauges
+from lava_proxy.app.worker_role import _gauges
 from lava_proxy.stores.balance_store import partition_of
 from tests.billing_world import World
 

@@ -28,6 +28,7 @@ from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.ledger_store import LedgerStore
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.stores.postgres import Pool
+from lava_proxy.stores.request_export import RequestExport, RequestFilter
 from lava_proxy.wire.forward_token import mint
 from lava_proxy.workers.audit import Audit
 from lava_proxy.workers.flusher import Flusher
@@ -152,7 +153,7 @@ class Gateway:
         """The request rows of this gateway's merchant, oldest first, once all calls have ended."""
         await self.settled()
         await self.world.flush()
-        rows = await self.world.ledger.requests(self.merchant.merchant_id, limit=5000)
+        rows = await RequestExport(self.world.pool).page(self.merchant.merchant_id, RequestFilter(), before=None, limit=5000)
         return rows[::-1]
 
     async def row(self) -> dict[str, Any]:

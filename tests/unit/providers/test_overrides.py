@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lava_proxy import settings
-from lava_proxy.app.roles import registry_of
+from lava_proxy.app.open_stores import registry_of
 from lava_proxy.app.run_config import RunConfig, parse_overrides
 from lava_proxy.domain.errors import CallerError
 from lava_proxy.providers.registry import load_registry

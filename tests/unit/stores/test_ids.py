@@ -20,6 +20,12 @@ def test_ids_are_unique_and_carry_their_moment() -> None:
     assert created_at(ids[0]) == at_ms(created_ms(ids[0])) and created_at(ids[0]).microsecond % 1000 == 0
 
 
+def test_ids_of_one_process_sort_as_they_were_made() -> None:
+    """Pages go by id: two rows of one millisecond must not change places."""
+    made = [new_id("req") for _ in range(20_000)]
+    assert made == sorted(made) and len(set(made)) == len(made)
+
+
 @pytest.mark.parametrize("strange", ["", "req_", "order-1", "req_" + "U" * 26])
 def test_ids_of_others_have_no_moment(strange: str) -> None:
     with pytest.raises(ValueError, match="not an id"):
