@@ -313,8 +313,7 @@ class LedgerStore:
     async def settled_holds(self, wallet_ids: Sequence[str], request_ids: Sequence[str]) -> list[tuple[str, int]]:
         """(request id, wseq) of those requests that have a committed debit."""
         rows = await self._fetch(
-            """SELECT request_id, wseq FROM ledger_entry WHERE kind = 'settle' AND request_id = ANY($2::text[])
-            AND wallet_id = ANY($1::text[])""",
+            "SELECT request_id, wseq FROM request WHERE request_id = ANY($2::text[]) AND wallet_id = ANY($1::text[])",
             list(wallet_ids), list(request_ids),
         )  # fmt: skip
         return [(row["request_id"], row["wseq"]) for row in rows]
