@@ -50,12 +50,26 @@ async def prepare(connection: Any) -> None:
     await connection.set_type_codec("jsonb", encoder=_encode_json, decoder=_decode_json, schema="pg_catalog", format="binary")
 
 
-async def connect(database_url: str, *, size_max: int = 8, timeout_s: float = 10) -> Pool:
-    """A pool; json columns arrive as Python values. Raises StoreError when the database cannot be reached."""
+async def _as_it_is(connection: Any) -> None:
+    """Leave a connection's session alone."""
+
+
+async def connect(database_url: str, *, size_max: int = 8, timeout_s: float = 10, resets: bool = True) -> Pool:
+    """A pool; json columns arrive as Python values. Raises StoreError when the database cannot be reached.
+
+    `resets`: whoever returns a connection clears its session (settings, session locks, listeners), which is a question more to the
+    server each time; not needed where nobody sets any.
+    """
     try:
         # Grown on demand: a floor would be restored, with a traceback a try, all the time that Postgres is away.
         pool = await asyncpg.create_pool(
-            database_url, min_size=0, max_size=size_max, timeout=timeout_s, command_timeout=60, init=prepare
+            database_url,
+            min_size=0,
+            max_size=size_max,
+            timeout=timeout_s,
+            command_timeout=60,
+            init=prepare,
+            reset=None if resets else _as_it_is,
         )
         async with pool.acquire(timeout=timeout_s):
             return pool
