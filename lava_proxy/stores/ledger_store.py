@@ -21,7 +21,7 @@ from lava_proxy.stores.outbox import OutboxEntry
 from lava_proxy.stores.overage_store import note_low
 from lava_proxy.stores.postgres import Pool
 from lava_proxy.stores.report_copy import ENTRY_COLUMNS, LEG_COLUMNS, REQUEST_COLUMNS, ReportCopy
-from lava_proxy.stores.report_rows import is_report_row, row_fields, start_fields, text_of
+from lava_proxy.stores.report_rows import is_report_row
 from lava_proxy.stores.row_repair import repaired
 from lava_proxy.stores.usage_rollup import UsageRollup, differences
 from lava_proxy.stores.webhook_events import note_balances
@@ -120,7 +120,7 @@ class LedgerStore:
 
     async def _write(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
         settles = [entry for entry in entries if entry.kind == "s"]
-        keys = [_once(entry) for entry in settles]
+        keys = [self._once(entry) for entry in settles]
         fresh = {
             row["request_id"]
             for row in await db.fetch(
@@ -169,6 +169,12 @@ class LedgerStore:
             await self._reverse(db, entry)
         await note_balances(db, entries)
         await note_low(db, entries)
+
+    def _once(self, entry: OutboxEntry) -> tuple[str, str]:
+        """Merchant id, and the id that is charged once."""
+        if is_report_row(entry.raw):
+            return self._reports.once(entry.raw)
+        return entry.row["merchant_id"], entry.row.get("request_key") or entry.request_id
 
     async def _seen_before(self, db: Any, entries: Sequence[OutboxEntry]) -> set[str]:
         """Of calls that were charged for something that is charged once: those for which another call was."""
@@ -407,14 +413,6 @@ class LedgerStore:
 async def _copy(db: Any, table: str, columns: Sequence[str], data: bytes) -> None:
     # A view: the driver takes bytes for the name of a file.
     await db.copy_to_table(table, source=memoryview(data), columns=columns, format="binary")
-
-
-def _once(entry: OutboxEntry) -> tuple[str, str]:
-    """Merchant id, and the id that is charged once."""
-    if is_report_row(entry.raw):
-        start, fields = row_fields(entry.raw)
-        return start_fields(start)[0].decode(), (text_of(fields[0]) or b"").decode()
-    return entry.row["merchant_id"], entry.row.get("request_key") or entry.request_id
 
 
 def _request(entry: OutboxEntry) -> tuple[Any, ...]:

@@ -155,6 +155,12 @@ class ReportCopy:
             facts[fact] = counted if known is None else [a + b for a, b in zip(known, counted, strict=True)]
         return Copied(b"".join(requests) if len(requests) > 2 else b"", b"".join(lines), b"".join(legs), facts, other)
 
+    def once(self, row: bytes) -> tuple[str, str]:
+        """Of a report's row: the merchant's id, and the id that the merchant chose."""
+        first, _, rest = row.partition(b"\x1e")
+        start = self._starts.get(first) or self._start(first)
+        return start.merchant_id, (text_of(rest[: rest.index(b"\x1f")]) or b"").decode()
+
     def _start(self, first: bytes) -> _Start:
         merchant_id, connection_id, meter_id, version, provider, tier_field = start_fields(first)
         name = text_of(provider) or b""
