@@ -3,6 +3,8 @@
 Seeds customers, cards and due subscriptions by SQL into embedded engines, then renews them with one worker, and again (after a
 cycle) with two at once. Each free cycle is one row; each paid one a charge with all its states, its credit ordered, and applied to
 the wallet. At the end the counts must say that every subscription was renewed once a cycle and paid once a cycle.
+
+The statements that Postgres was sent are counted too (BEGIN and COMMIT among them): they do not depend on the machine.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from lava_proxy.workers.recovery import Recovery
 from lava_proxy.workers.renewals import Renewals
 
 SECONDS_MAX = 60.0
+STATEMENTS_MAX = 25.0  # a paid renewal, those of free ones and of batches included; with the processor's own in the sandbox
 SUBSCRIPTIONS = 10_000
 START = datetime(2026, 1, 1, tzinfo=UTC)
 USD = 1_000_000_000
@@ -70,6 +73,16 @@ SELECT 'sub_' || id, $1, 'con_' || id, 'wal_' || id, t.terms->>'plan_id', t.term
 FROM made, LATERAL (SELECT ($3::jsonb)->(n % 2) AS terms) t"""
 
 
+class _Counter:
+    """Statements sent, in all."""
+
+    def __init__(self) -> None:
+        self.statements = 0
+
+    def __call__(self, query: Any) -> None:
+        self.statements += 1
+
+
 class _Clock:
     def __init__(self, now: datetime) -> None:
         self.now = now
@@ -82,14 +95,14 @@ async def measure(data_dir: Path, subscriptions: int) -> dict[str, Any]:
     """Seconds of a run with one worker and of one with two, on a database of their own."""
     owner = EmbeddedEngines()
     running = owner.start(data_dir, engine_options())
-    clock = _Clock(START)
+    clock, counter = _Clock(START), _Counter()
     pools, hots = [], []
     try:
         await postgres.migrate(running.database_url)
         redis = outbox_module.connect(running.redis_url)
         worlds = []
         for _ in range(2):
-            pool = await postgres.connect(running.database_url, size_max=_POOL)
+            pool = await postgres.connect(running.database_url, size_max=_POOL, on_query=counter)
             pools.append(pool)
             if not hots:
                 await Recovery(Outbox(redis), LedgerStore(pool)).run_once()
@@ -106,11 +119,14 @@ async def measure(data_dir: Path, subscriptions: int) -> dict[str, Any]:
         found: dict[str, Any] = {"subscriptions": subscriptions, "cpus": os.cpu_count(), "python": platform.python_version()}
         for cycle, workers in ((1, 1), (2, 2)):
             clock.now = START.replace(month=1 + cycle) + timedelta(hours=1)
+            counter.statements = 0
             began = time.perf_counter()
             await asyncio.gather(*(_until_done(renewals) for renewals in worlds[:workers]))
             found[f"seconds_{workers}_workers"] = round(time.perf_counter() - began, 2)
+            found[f"statements_{workers}_workers"] = round(counter.statements / ((subscriptions + 1) // 2), 1)
             await _check(pools[0], subscriptions, cycle)
-        found["met"] = found["seconds_1_workers"] <= SECONDS_MAX * subscriptions / SUBSCRIPTIONS
+        is_quick = found["seconds_1_workers"] <= SECONDS_MAX * subscriptions / SUBSCRIPTIONS
+        found["met"] = is_quick and found["statements_1_workers"] <= STATEMENTS_MAX
         await redis.aclose()
         return found
     finally:
@@ -184,8 +200,9 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     if not options.json:
         print(f"{found['subscriptions']:,} due subscriptions, half of them paid, on {found['cpus']} processors")
-        print(f"  one worker    {found['seconds_1_workers']:8.2f} s")
-        print(f"  two at once   {found['seconds_2_workers']:8.2f} s")
+        for name, workers in (("one worker ", 1), ("two at once", 2)):
+            seconds, statements = found[f"seconds_{workers}_workers"], found[f"statements_{workers}_workers"]
+            print(f"  {name}   {seconds:8.2f} s, {statements} statements a paid renewal")
     print(json.dumps(found))
     sys.exit(0 if found["met"] else 1)
 

@@ -24,7 +24,8 @@ from typing import Any
 
 from benchmarks import _processes as processes
 from benchmarks import gateway as calls
-from lava_proxy.app.embedded import EmbeddedEngines, EngineOptions
+from lava_proxy.app.embedded import EmbeddedEngines
+from lava_proxy.app.engine_sources import EngineOptions
 
 TARGETS = {"single": 12_000, "batched": 30_000}  # acknowledged reports a second, at least
 BATCH = 100
@@ -110,10 +111,10 @@ def start_lava(stack: ExitStack, folder: Path, plan: Plan) -> Subject:
 def make_customers(home: Path, count: int) -> list[str]:
     """Their ids; each starts with $100."""
     from lava_proxy.billing.funding import Funding
-    from lava_proxy.cli import _merchant_of, _with_stores
+    from lava_proxy.cli_installation import merchant_of, with_stores
 
     async def work(stores: Any, settings: Any) -> list[str]:
-        merchant, funding, found = await _merchant_of(stores, None), Funding(stores.catalog, stores.balances), []
+        merchant, funding, found = await merchant_of(stores, None), Funding(stores.catalog, stores.balances), []
         for _ in range(count):
             made = await stores.catalog.create_connection(merchant.merchant_id)
             await funding.open_wallet(made.wallet_id)
@@ -121,7 +122,7 @@ def make_customers(home: Path, count: int) -> list[str]:
             found.append(made.connection_id)
         return found
 
-    return _with_stores(home, work)
+    return with_stores(home, work)
 
 
 def start_postgres_only(stack: ExitStack, folder: Path, plan: Plan) -> Subject:

@@ -33,7 +33,8 @@ from aiohttp import web
 
 from lava_proxy.api.application import ApiDependencies, build_application
 from lava_proxy.api.payments import PaymentServices
-from lava_proxy.app.embedded import EmbeddedEngines, EngineOptions
+from lava_proxy.app.embedded import EmbeddedEngines
+from lava_proxy.app.engine_sources import EngineOptions
 from lava_proxy.billing.accounts import Accounts
 from lava_proxy.billing.cards import Cards
 from lava_proxy.billing.charges import Charges

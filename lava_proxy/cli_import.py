@@ -237,3 +237,6 @@ async def _import(
     finally:
         for file in failed:
             file.close()
+
+
+COMMANDS = (requests_group,)

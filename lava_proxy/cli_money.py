@@ -2,125 +2,108 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import click
 
+from lava_proxy.cli_installation import DATA_DIR, MERCHANT, installation, merchant_of, show, with_stores
 from lava_proxy.domain.errors import CallerError, NotFound
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX, format_usd, nanos_of_cents, parse_usd
 from lava_proxy.settings import Settings
 
-Work = Callable[[Any, Settings], Awaitable[dict[str, Any]]]
 TEST_CARD = "4242424242424242"
 
 
-class Installation(Protocol):
-    """What commands are run with: see cli.py."""
+@click.command("fund")
+@MERCHANT
+@click.argument("customer_ref")
+@click.argument("amount")
+@click.option("--card", is_flag=True, help="Charge the customer's default card; else the funds are a gift.")
+@DATA_DIR
+def fund(merchant_id: str | None, customer_ref: str, amount: str, card: bool, data_dir: Path | None) -> None:
+    """Add AMOUNT dollars to a customer's funds."""
+    nanos = signed_usd(amount)
+    if nanos < 0:
+        raise CallerError("AMOUNT must be above 0; `customer adjust` takes.")
 
-    def run(self, data_dir: Path | None, work: Work) -> None: ...
-
-    async def merchant(self, stores: Any, merchant_id: str | None) -> Any: ...
-
-    def config(self, settings: Settings, data_dir: Path | None) -> Any: ...
-
-
-def add_commands(cli: click.Group, customer: click.Group, installation: Installation) -> None:
-    """Hang the commands into their groups."""
-    merchant_option = click.option(
-        "--merchant", "merchant_id", default=None, help="Merchant id; may be left out when there is only one."
-    )
-    data_dir_option = click.option(
-        "--data-dir", type=click.Path(path_type=Path, file_okay=False), default=None, help="Where `dev` keeps its engines' data."
-    )
-
-    @customer.command("fund")
-    @merchant_option
-    @click.argument("customer_ref")
-    @click.argument("amount")
-    @click.option("--card", is_flag=True, help="Charge the customer's default card; else the funds are a gift.")
-    @data_dir_option
-    def fund(merchant_id: str | None, customer_ref: str, amount: str, card: bool, data_dir: Path | None) -> None:
-        """Add AMOUNT dollars to a customer's funds."""
-        nanos = signed_usd(amount)
-        if nanos < 0:
-            raise CallerError("AMOUNT must be above 0; `customer adjust` takes.")
-
-        async def work(stores: Any, settings: Settings) -> dict[str, Any]:
-            owner = await installation.merchant(stores, merchant_id)
-            found = await _customer(stores, owner, customer_ref)
-            cards, funding = _cards(stores, installation.config(settings, data_dir), settings)
-            services = _services(cards, stores, funding, installation.config(settings, data_dir))
-            try:
-                if not card:
-                    reference = await funding.fund(owner.merchant_id, found.wallet_id, nanos, "customer fund")
-                    return {"customer_id": found.connection_id, "credit_id": reference, "amount": format_usd(nanos)}
-                charge = await services.accounts.fund(owner.merchant_id, found.wallet_id, nanos, return_url=services.public_url)
-                return {
-                    "customer_id": found.connection_id, "payment_id": charge.charge_id, "status": charge.state,
-                    "amount": format_usd(nanos_of_cents(charge.amount_cents)), "redirect_url": charge.action_url,
-                }  # fmt: skip
-            finally:
-                await cards.close()
-
-        installation.run(data_dir, work)
-
-    @customer.command("adjust", context_settings={"ignore_unknown_options": True})
-    @merchant_option
-    @click.argument("customer_ref")
-    @click.argument("amount")
-    @click.option("--reason", required=True, help="Kept with the ledger entry.")
-    @data_dir_option
-    def adjust(merchant_id: str | None, customer_ref: str, amount: str, reason: str, data_dir: Path | None) -> None:
-        """Change a customer's funds by AMOUNT dollars, such as 5.00 or -2.50; below zero it may leave debt."""
-        nanos = signed_usd(amount)
-
-        async def work(stores: Any, settings: Settings) -> dict[str, Any]:
-            owner = await installation.merchant(stores, merchant_id)
-            found = await _customer(stores, owner, customer_ref)
-            config = installation.config(settings, data_dir)
-            cards, funding = _cards(stores, config, settings)
-            try:
-                adjust_id = await _services(cards, stores, funding, config).accounts.adjust(
-                    owner.merchant_id, found.wallet_id, nanos, reason, made_by="command line"
-                )
-            finally:
-                await cards.close()
+    async def work(stores: Any, settings: Settings) -> dict[str, Any]:
+        owner = await merchant_of(stores, merchant_id)
+        found = await _customer(stores, owner, customer_ref)
+        cards, funding = _cards(stores, installation(settings, data_dir), settings)
+        services = _services(cards, stores, funding, installation(settings, data_dir))
+        try:
+            if not card:
+                reference = await funding.fund(owner.merchant_id, found.wallet_id, nanos, "customer fund")
+                return {"customer_id": found.connection_id, "credit_id": reference, "amount": format_usd(nanos)}
+            charge = await services.accounts.fund(owner.merchant_id, found.wallet_id, nanos, return_url=services.public_url)
             return {
-                "customer_id": found.connection_id, "adjustment_id": adjust_id, "amount": format_usd(nanos), "reason": reason,
+                "customer_id": found.connection_id, "payment_id": charge.charge_id, "status": charge.state,
+                "amount": format_usd(nanos_of_cents(charge.amount_cents)), "redirect_url": charge.action_url,
             }  # fmt: skip
+        finally:
+            await cards.close()
 
-        installation.run(data_dir, work)
+    show(with_stores(data_dir, work))
 
-    @cli.group("card")
-    def card_group() -> None:
-        """Stored cards."""
 
-    @card_group.command("add")
-    @merchant_option
-    @click.option("--customer", "customer_ref", default=None, help="A customer; else the merchant's own wallet.")
-    @click.option("--test", "number", default=TEST_CARD, show_default=True, help="A test card's number (sandbox only).")
-    @data_dir_option
-    def add(merchant_id: str | None, customer_ref: str | None, number: str, data_dir: Path | None) -> None:
-        """Store a test card as the default one; real cards are entered in the checkout."""
+@click.command("adjust", context_settings={"ignore_unknown_options": True})
+@MERCHANT
+@click.argument("customer_ref")
+@click.argument("amount")
+@click.option("--reason", required=True, help="Kept with the ledger entry.")
+@DATA_DIR
+def adjust(merchant_id: str | None, customer_ref: str, amount: str, reason: str, data_dir: Path | None) -> None:
+    """Change a customer's funds by AMOUNT dollars, such as 5.00 or -2.50; below zero it may leave debt."""
+    nanos = signed_usd(amount)
 
-        async def work(stores: Any, settings: Settings) -> dict[str, Any]:
-            from lava_proxy.api.payments import payment_method_object
-            from lava_proxy.payments.processor import CardDetails
+    async def work(stores: Any, settings: Settings) -> dict[str, Any]:
+        owner = await merchant_of(stores, merchant_id)
+        found = await _customer(stores, owner, customer_ref)
+        config = installation(settings, data_dir)
+        cards, funding = _cards(stores, config, settings)
+        try:
+            adjust_id = await _services(cards, stores, funding, config).accounts.adjust(
+                owner.merchant_id, found.wallet_id, nanos, reason, made_by="command line"
+            )
+        finally:
+            await cards.close()
+        return {
+            "customer_id": found.connection_id, "adjustment_id": adjust_id, "amount": format_usd(nanos), "reason": reason,
+        }  # fmt: skip
 
-            owner = await installation.merchant(stores, merchant_id)
-            payer = owner if customer_ref is None else await _customer(stores, owner, customer_ref)
-            cards, _ = _cards(stores, installation.config(settings, data_dir), settings)
-            try:
-                person_id = await cards.store.wallet_person_made(payer.wallet_id, cards.clock())
-                added = await cards.cards.add(person_id, CardDetails(number=number, expiry_month=12, expiry_year=2034))
-            finally:
-                await cards.close()
-            shown = payment_method_object(added)
-            return {"wallet_id": payer.wallet_id, **shown}
+    show(with_stores(data_dir, work))
 
-        installation.run(data_dir, work)
+
+@click.group("card")
+def card_group() -> None:
+    """Stored cards."""
+
+
+@card_group.command("add")
+@MERCHANT
+@click.option("--customer", "customer_ref", default=None, help="A customer; else the merchant's own wallet.")
+@click.option("--test", "number", default=TEST_CARD, show_default=True, help="A test card's number (sandbox only).")
+@DATA_DIR
+def add(merchant_id: str | None, customer_ref: str | None, number: str, data_dir: Path | None) -> None:
+    """Store a test card as the default one; real cards are entered in the checkout."""
+
+    async def work(stores: Any, settings: Settings) -> dict[str, Any]:
+        from lava_proxy.api.payments import payment_method_object
+        from lava_proxy.payments.processor import CardDetails
+
+        owner = await merchant_of(stores, merchant_id)
+        payer = owner if customer_ref is None else await _customer(stores, owner, customer_ref)
+        cards, _ = _cards(stores, installation(settings, data_dir), settings)
+        try:
+            person_id = await cards.store.wallet_person_made(payer.wallet_id, cards.clock())
+            added = await cards.cards.add(person_id, CardDetails(number=number, expiry_month=12, expiry_year=2034))
+        finally:
+            await cards.close()
+        shown = payment_method_object(added)
+        return {"wallet_id": payer.wallet_id, **shown}
+
+    show(with_stores(data_dir, work))
 
 
 def signed_usd(text: str) -> int:
@@ -154,3 +137,8 @@ def _services(cards: Any, stores: Any, funding: Any, config: Any) -> Any:
     from lava_proxy.app.payment_services import payment_services
 
     return payment_services(cards, stores.pool, funding, config)
+
+
+COMMANDS = (card_group,)
+OF_CUSTOMER = (fund, adjust)
+"""Commands of the group `customer`."""

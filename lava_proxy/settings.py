@@ -27,6 +27,7 @@ class Http:
     write_stall_timeout_s: int
     pipeline_max: int
     connections_max: int
+    unread_bodies_bytes_max: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 RECORDINGS = REPOSITORY.parent / "shared" / "recordings"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--all-mutations`: every place instead of a few drawn ones (tests/conformance/test_mutations.py)."""
+    parser.addoption("--all-mutations", action="store_true", help="cut recorded streams at every event, not at a few")
+
+
 @pytest.fixture(scope="session")
 def engines() -> Iterator[RunningEngines]:
     """Valkey and PostgreSQL, started when the first test asks."""

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import redis.asyncio
 
-from lava_proxy.app.embedded import EmbeddedEngines, EngineOptions, Engines
+from lava_proxy.app.embedded import EmbeddedEngines, Engines
+from lava_proxy.app.engine_sources import EngineOptions
 
 _numbers = itertools.count(1)
 

@@ -21,18 +21,20 @@ from typing import Any
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 from tests.daemon import Daemon, running
+from tests.e2e.browser import launch_options
 from tests.e2e.checkout_pages import sent_code
 
-CHROMIUM = "/usr/bin/chromium"
-CHROMIUM_ARGUMENTS = [
-    "--disable-quic", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
-    "--disable-gpu", "--disable-dev-shm-usage",
-]  # fmt: skip
 WIDTHS = {"desktop": (1280, 900), "phone": (360, 740)}
 THEMES = ("light", "dark")
 PICTURES = Path(__file__).parents[1] / "deploy" / "pictures"
 PICTURE_BYTES_MAX = 150_000
 SHOWN = ("overview", "request", "checkout")
+EMPTY_PAGES = (
+    ("empty-overview", "/dashboard"),
+    ("empty-requests", "/dashboard/requests"),
+    ("empty-customers", "/dashboard/customers"),
+)
+"""What somebody sees who has just begun, in this order."""
 _MODELS = ("gpt-4o-mini", "gpt-4o", "gpt-4.1-nano")
 
 
@@ -42,7 +44,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "data", "--workers", "1") as daemon:
         seed(daemon, options.calls)
         with sync_playwright() as playwright:
-            browser = launch(playwright)
+            browser = playwright.chromium.launch(**launch_options())
             written, problems = take(browser, daemon, options.folder, options.pages)
             if options.readme:
                 problems += show(browser, daemon, PICTURES)
@@ -64,21 +66,21 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def launch(playwright: Any) -> Browser:
-    """The system's Chromium, which works as root."""
-    return playwright.chromium.launch(  # type: ignore[no-any-return]
-        executable_path=CHROMIUM, headless=True, chromium_sandbox=False, args=CHROMIUM_ARGUMENTS
-    )
-
-
-def signed_in(browser: Browser, daemon: Daemon, *, width: str = "desktop", theme: str = "light") -> BrowserContext:
-    """A browser's window that a fresh one-time link has signed in."""
+def signed_in(
+    browser: Browser, daemon: Daemon, *, width: str = "desktop", theme: str = "light", merchant_id: str | None = None
+) -> BrowserContext:
+    """A browser's window that a fresh one-time link has signed in; without `merchant_id` to the sandbox's merchant."""
     wide, high = WIDTHS[width]
     context = browser.new_context(viewport={"width": wide, "height": high}, color_scheme="dark" if theme == "dark" else "light")
     page = context.new_page()
-    page.goto(daemon.cli("dashboard", "link")["dashboard_link"])
+    page.goto(link_of(daemon, merchant_id or daemon.info["merchant_id"]))
     page.close()
     return context
+
+
+def link_of(daemon: Daemon, merchant_id: str) -> str:
+    """A fresh one-time link."""
+    return str(daemon.cli("dashboard", "link", "--merchant", merchant_id)["dashboard_link"])
 
 
 def call(daemon: Daemon, token: str, model: str, *, stream: bool = False) -> None:
@@ -164,6 +166,9 @@ def take(browser: Browser, daemon: Daemon, folder: Path, only: str | None) -> tu
         if only is None or any(word in name for word in only.split(","))
     ]
     context.close()
+    if only is None or any(word in "empty" for word in only.split(",")):
+        found += EMPTY_PAGES
+        beginner = daemon.cli("merchant", "create", "--name", "Beginner")["merchant_id"]
     for theme in THEMES:
         for width in WIDTHS:
             context = signed_in(browser, daemon, width=width, theme=theme)
@@ -173,6 +178,8 @@ def take(browser: Browser, daemon: Daemon, folder: Path, only: str | None) -> tu
             for name, path in found:
                 if name == "sign-in":
                     context.clear_cookies()
+                if (name, path) == EMPTY_PAGES[0]:
+                    page.goto(link_of(daemon, beginner))
                 page.goto(base + path)
                 page.wait_for_load_state("networkidle")
                 if page.evaluate("document.documentElement.scrollWidth > window.innerWidth"):
@@ -181,7 +188,7 @@ def take(browser: Browser, daemon: Daemon, folder: Path, only: str | None) -> tu
                 page.screenshot(path=str(file), full_page=True)
                 written.append(file.name)
                 if name == "sign-in":
-                    page.goto(daemon.cli("dashboard", "link")["dashboard_link"])
+                    page.goto(link_of(daemon, daemon.info["merchant_id"]))
             context.close()
     return written, problems
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
+from lava_proxy.api.audit import Audit
 from lava_proxy.api.auth_callback import AuthCallback
 from lava_proxy.api.authentication import authentication
 from lava_proxy.api.checkout_sessions import CheckoutSessions
@@ -129,23 +130,24 @@ def build_application(deps: ApiDependencies) -> web.Application:
 def operations_of(deps: ApiDependencies) -> list[Operation]:
     """Every operation of the REST API, in the order in which the OpenAPI document shows them."""
     catalog, outbox, clock, stores = deps.catalog, deps.outbox, deps.clock, deps.merchant_stores
-    subscriptions = SubscriptionResource(catalog, stores.plans, Subscriptions(stores.plans, deps.funding, clock), outbox)
+    audit = Audit(stores.audit_log, stores.secret_keys)
+    subscriptions = SubscriptionResource(catalog, stores.plans, Subscriptions(stores.plans, deps.funding, clock), outbox, audit)
     resources = (
         Exports(catalog, deps.request_export),  # before /v1/requests/{request}
         Requests(catalog, deps.ledger, deps.request_export, outbox),
         Usage(catalog, deps.usage, clock),
-        Customers(catalog, stores.customers, outbox, deps.funding, stores.plans, subscriptions),
-        Connections(catalog, stores.customers, outbox, clock, stores.plans, subscriptions),
-        Plans(stores.plans),
+        Customers(catalog, stores.customers, outbox, deps.funding, stores.plans, subscriptions, audit),
+        Connections(catalog, stores.customers, outbox, clock, stores.plans, subscriptions, audit),
+        Plans(stores.plans, audit),
         subscriptions,
-        Meters(catalog, stores.meters),
-        SpendKeys(catalog, outbox, clock),
-        SecretKeys(stores.secret_keys),
+        Meters(catalog, stores.meters, audit),
+        SpendKeys(catalog, outbox, clock, audit),
+        SecretKeys(stores.secret_keys, audit),
         WalletKeys(),
         Models(deps.models, clock),
         Wallet(outbox, deps.payments),
-        CustomerAccounts(catalog, outbox, deps.payments),
-        Webhooks(deps.webhooks, deps.webhook_client, clock),
+        CustomerAccounts(catalog, outbox, deps.payments, audit),
+        Webhooks(deps.webhooks, deps.webhook_client, clock, audit),
         AuthCallback(catalog, stores.login_codes, stores.secret_keys),
     )
     hosted = [] if deps.checkout_sessions is None else deps.checkout_sessions.operations()

@@ -32,6 +32,11 @@ def has_merchant(request: web.Request) -> bool:
     return _MERCHANT in request
 
 
+def secret_of(request: web.Request) -> str:
+    """The secret key that the request came with."""
+    return request[_SECRET]
+
+
 def caller_hash(request: web.Request) -> str | None:
     """A name for the key that a request came with, which tells nothing of the key; None without one."""
     secret = request.get(_SECRET)

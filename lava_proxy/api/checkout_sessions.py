@@ -143,7 +143,7 @@ class CheckoutSessions:
             Operation(
                 method="POST", path="/v1/checkout_sessions", handler=self.create, tag=TAG, summary="Create a checkout session",
                 description="subscription needs plan_id; credit_bundle customer_id and credit_bundle_id; topup customer_id.",
-                body=NewCheckoutSession, answer=CheckoutSessionAnswer, status=201,
+                body=NewCheckoutSession, answer=CheckoutSessionAnswer, status=201, refuses=(501,),
             ),
             Operation(
                 method="GET", path=one, handler=self.one, tag=TAG, summary="Read a checkout session", answer=CheckoutSessionAnswer
@@ -156,7 +156,7 @@ class CheckoutSessions:
                 method="POST", path="/v1/customers/{customer}/portal_session", handler=self.create_portal, tag=TAG,
                 summary="Make a link to a customer's own page",
                 description="Balance, plan, cards and receipts, behind a code to the customer's phone; good for a day.",
-                body=NewPortalSession, answer=PortalSessionAnswer, status=201,
+                body=NewPortalSession, answer=PortalSessionAnswer, status=201, refuses=(501,),
             ),
         ]  # fmt: skip
 

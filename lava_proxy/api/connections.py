@@ -8,9 +8,10 @@ from typing import Any, ClassVar
 
 from aiohttp import web
 
+from lava_proxy.api.audit import Audit
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.balances import live_wallet
-from lava_proxy.api.customers import Balances, Contact, contact_object
+from lava_proxy.api.customers import Balances, Contact, contact_object, delete_customer
 from lava_proxy.api.envelope import json_response
 from lava_proxy.api.fields import Done, PageQuery, Text, Timestamp, list_of
 from lava_proxy.api.formats import balance_fields, listing, timestamp
@@ -67,6 +68,7 @@ class Connections:
         clock: Callable[[], datetime],
         plans: PlanStore,
         subscriptions: SubscriptionResource,
+        audit: Audit,
     ) -> None:
         self._catalog = catalog
         self._customers = customers
@@ -74,6 +76,7 @@ class Connections:
         self._clock = clock
         self._plans = plans
         self._subscriptions = subscriptions
+        self._audit = audit
 
     def operations(self) -> list[Operation]:
         one = "/v1/connections/{connection}"
@@ -123,8 +126,7 @@ class Connections:
 
     async def delete(self, request: web.Request) -> web.Response:
         connection = await self._found(request)
-        if not await self._customers.delete(connection.merchant_id, connection.connection_id):
-            raise _no_such_connection()
+        await delete_customer(self._audit, self._customers, request, connection)
         return json_response({"success": True})
 
     async def subscription(self, request: web.Request) -> web.Response:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from aiohttp import web
 from pydantic import Field, PlainValidator, WithJsonSchema
 
+from lava_proxy.api.audit import Audit
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.balances import live_wallet
 from lava_proxy.api.customers import Balances
@@ -33,6 +34,7 @@ from lava_proxy.domain.errors import CallerError, NotFound
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX, Nanos, cents_of_nanos, format_usd, parse_usd
 from lava_proxy.stores.balance_store import BUNDLE_PRIORITY, CYCLE_PRIORITY
 from lava_proxy.stores.catalog_store import CatalogStore, Connection
+from lava_proxy.stores.charge_store import MoneyBack
 from lava_proxy.stores.outbox import Outbox, WalletState
 
 TAG = "Customers' money"
@@ -80,6 +82,9 @@ class AdjustmentAnswer(Answer):
 class RefundBody(Body):
     amount: Annotated[Usd | None, Field(description="Dollars in whole cents; all that is left of the charge when left out.")] = None
     reason: Name = "requested by the merchant"
+    claim_used_credit: Annotated[
+        bool, Field(description="Of a bundle or plan: what has been used of its credit is owed, up to the amount refunded.")
+    ] = False
 
 
 class LedgerQuery(QueryString):
@@ -125,10 +130,11 @@ class CustomerWalletAnswer(Balances):
 class CustomerAccounts:
     """Customers' wallets, ledgers, cards and charges: extensions."""
 
-    def __init__(self, catalog: CatalogStore, outbox: Outbox, payments: PaymentServices) -> None:
+    def __init__(self, catalog: CatalogStore, outbox: Outbox, payments: PaymentServices, audit: Audit) -> None:
         self._catalog = catalog
         self._outbox = outbox
         self._payments = payments
+        self._audit = audit
 
     def operations(self) -> list[Operation]:
         one = "/v1/customers/{customer}"
@@ -139,7 +145,7 @@ class CustomerAccounts:
             ),
             Operation(
                 method="POST", path=one + "/wallet/fund", handler=self.fund, tag=TAG, summary="Add funds by a customer's card",
-                body=FundBody, answer=FundAnswer, refuses=(402,),
+                body=FundBody, answer=FundAnswer, refuses=(402, 501),
                 description="With an Idempotency-Key the card is charged once, however often the request is repeated.",
             ),
             Operation(
@@ -161,8 +167,9 @@ class CustomerAccounts:
             ),
             Operation(
                 method="POST", path="/v1/charges/{charge}/refund", handler=self.refund, tag=TAG, summary="Refund a charge",
-                body=RefundBody, answer=RefundAnswer, status=201,
-                description="The customer's balance gives back what the card gets; what is not there any more is debt.",
+                body=RefundBody, answer=RefundAnswer, status=201, refuses=(501,),
+                description="Funds give back what the card gets; what is not there any more is debt. Of a bundle's or a plan's "
+                "credit the refund's share goes, as far as it has not been used (see claim_used_credit).",
             ),
         ]  # fmt: skip
 
@@ -212,9 +219,14 @@ class CustomerAccounts:
 
     async def adjust(self, request: web.Request, body: AdjustmentBody) -> web.Response:
         found = await self._found(request)
+
+        async def note(db: Any, adjust_id: str) -> None:
+            facts = {"adjust_id": adjust_id, "amount_nanos": body.amount, "reason": body.reason}
+            await self._audit.note(db, request, "customer.adjust", found.connection_id, after=facts)
+
         adjust_id = await self._payments.accounts.adjust(
             found.merchant_id, found.wallet_id, body.amount, body.reason, made_by="api",
-            adjust_id=once_key(request, "adj", found.wallet_id),
+            adjust_id=once_key(request, "adj", found.wallet_id), note=note,
         )  # fmt: skip
         return json_response(
             {
@@ -237,8 +249,18 @@ class CustomerAccounts:
         charge = await self._payments.charge_store.charge(charge_id)
         if charge.merchant_id != merchant.merchant_id or charge.wallet_id == merchant.wallet_id:
             raise NotFound(f"No charge {charge_id!r}.")
-        refund_id = once_key(request, "ref", charge_id)
-        back = await self._payments.charges.refund(charge_id, cents, body.reason, refund_id=refund_id)
+
+        async def note(db: Any, back: MoneyBack) -> None:
+            facts = {
+                "refund_id": back.refund_id, "amount_cents": back.amount_cents, "reason": body.reason,
+                "claims_used": body.claim_used_credit,
+            }  # fmt: skip
+            await self._audit.note(db, request, "payment.refund", charge_id, after=facts)
+
+        back = await self._payments.charges.refund(
+            charge_id, cents, body.reason, refund_id=once_key(request, "ref", charge_id), claims_used=body.claim_used_credit,
+            note=note,
+        )  # fmt: skip
         return json_response(refund_object(back), 201)
 
     async def _found(self, request: web.Request) -> Connection:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from aiohttp import web
 from pydantic import Field
 
+from lava_proxy.api.audit import Audit
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.balances import live_wallet
 from lava_proxy.api.envelope import json_response
@@ -114,6 +115,7 @@ class Customers:
         funding: Funding,
         plans: PlanStore,
         subscriptions: SubscriptionResource,
+        audit: Audit,
     ) -> None:
         self._catalog = catalog
         self._customers = customers
@@ -121,6 +123,7 @@ class Customers:
         self._funding = funding
         self._plans = plans
         self._subscriptions = subscriptions
+        self._audit = audit
 
     def operations(self) -> list[Operation]:
         one = "/v1/customers/{customer}"
@@ -203,8 +206,7 @@ class Customers:
 
     async def delete(self, request: web.Request) -> web.Response:
         found = await self._found(request)
-        if not await self._customers.delete(found.merchant_id, found.connection_id):
-            raise _no_such_customer()
+        await delete_customer(self._audit, self._customers, request, found)
         return json_response({"success": True})
 
     async def subscription(self, request: web.Request) -> web.Response:
@@ -234,6 +236,15 @@ class Customers:
         on_plan = await self._plans.live_subscription(connection.connection_id)
         overages = await self._plans.connection_overages([connection.connection_id])
         return json_response(customer_object(connection, state, on_plan, overages.get(connection.connection_id)), status)
+
+
+async def delete_customer(audit: Audit, customers: CustomerStore, request: web.Request, customer: Connection) -> None:
+    """Raises NotFound when somebody else was quicker."""
+    before = {"reference_id": customer.reference_id, "status": customer.status, **customer.contact}
+    async with audit.transaction() as db:
+        if not await customers.delete(customer.merchant_id, customer.connection_id, db=db):
+            raise _no_such_customer()
+        await audit.note(db, request, "customer.delete", customer.connection_id, before=before)
 
 
 def contact_changes(body: NewCustomer) -> dict[str, str | None]:

@@ -52,6 +52,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
         return error_response(error.status, error.code, error.message)
     except web.HTTPException as error:
         return _of_http(request, error)
+    except web.RequestPayloadError:  # what came is not coded as its Content-Encoding says, or broke off
+        return error_response(400, "invalid_body", "The body cannot be read: it is broken, or not of its Content-Encoding.")
     except Exception as error:  # the last resort: the caller learns nothing of our insides
         _log_failure(request, error)
         return error_response(500, "internal_error", "Something failed here; nothing was changed by reading.")

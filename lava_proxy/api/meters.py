@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from aiohttp import web
 from pydantic import Field, PlainValidator, ValidationInfo, WithJsonSchema, field_validator
 
+from lava_proxy.api.audit import Audit
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.envelope import json_response
 from lava_proxy.api.fields import Deleted, Name, PageQuery, Timestamp, list_of
@@ -118,9 +119,10 @@ class MeterWithSecret(MeterAnswer):
 class Meters:
     """The meter resource."""
 
-    def __init__(self, catalog: CatalogStore, meters: MeterStore) -> None:
+    def __init__(self, catalog: CatalogStore, meters: MeterStore, audit: Audit) -> None:
         self._catalog = catalog
         self._meters = meters
+        self._audit = audit
 
     def operations(self) -> list[Operation]:
         one = "/v1/meters/{meter}"
@@ -182,8 +184,11 @@ class Meters:
 
     async def archive(self, request: web.Request) -> web.Response:
         found = await self._found(request)
-        if not await self._meters.archive(found.merchant_id, found.meter_id):
-            raise _no_such_meter()
+        async with self._audit.transaction() as db:
+            if not await self._meters.archive(found.merchant_id, found.meter_id, db=db):
+                raise _no_such_meter()
+            before = {"name": found.version.name, "slug": found.version.slug}
+            await self._audit.note(db, request, "meter.archive", found.meter_id, before=before)
         return json_response({"id": found.meter_id, "deleted": True})
 
     async def _found(self, request: web.Request) -> Meter:

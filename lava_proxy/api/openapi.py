@@ -35,6 +35,7 @@ REFUSALS = {
 RARE_REFUSALS = {
     "402": "There is no card to charge, or it was declined; the code says which.",
     "422": "Too many requests lie between those that match; ask for fewer.",
+    "501": "This installation is not set up for it: no text messages can be sent, or no cards are taken; the code says which.",
 }
 """Of those operations only that name them in `refuses`."""
 _DESCRIPTION = """Resources of a merchant, and the gateway that sells AI calls.

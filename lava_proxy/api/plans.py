@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 from aiohttp import web
 from pydantic import AfterValidator, Field, ValidationInfo, WithJsonSchema, field_validator
 
+from lava_proxy.api.audit import Audit
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.envelope import json_response
 from lava_proxy.api.fields import Deleted, Name, PageQuery, Text, Usd, list_of, same_filter
@@ -166,8 +167,9 @@ class BundlesQuery(PageQuery):
 class Plans:
     """The plan resource, under both its names, and its bundles."""
 
-    def __init__(self, plans: PlanStore) -> None:
+    def __init__(self, plans: PlanStore, audit: Audit) -> None:
         self._plans = plans
+        self._audit = audit
 
     def operations(self) -> list[Operation]:
         return [*self._named("/v1/plans", "plan"), *self._named("/v1/subscription_configs", "subscription config"),
@@ -249,8 +251,12 @@ class Plans:
 
     async def archive(self, request: web.Request) -> web.Response:
         plan_id = path_reference(request, "plan")
-        if not await self._plans.archive_plan(merchant_of(request).merchant_id, plan_id):
-            raise no_such_plan()
+        merchant_id = merchant_of(request).merchant_id
+        found = await self._found(request)
+        async with self._audit.transaction() as db:
+            if not await self._plans.archive_plan(merchant_id, plan_id, db=db):
+                raise no_such_plan()
+            await self._audit.note(db, request, "plan.archive", plan_id, before=found.terms.document())
         return json_response({"id": plan_id, "deleted": True})
 
     async def many_bundles(self, request: web.Request, query: BundlesQuery) -> web.Response:

@@ -37,7 +37,10 @@ class SandboxBank:
 
     async def answer(self, request: web.Request) -> web.Response:
         """Take the answer once, go on with the charge, and lead back to where it came from."""
-        chosen = (await request.post()).get("answer")
+        try:
+            chosen = (await request.post()).get("answer")
+        except (ValueError, LookupError, AssertionError) as error:  # bytes that are no text, an unknown charset, broken parts
+            raise CallerError("The body must be a form: URL-encoded or multipart, in UTF-8.", code="invalid_form") from error
         if chosen not in ("approve", "refuse"):
             raise CallerError("answer must be approve or refuse.", code="invalid_answer")
         payment = await self._processor.authenticate(request.match_info["payment_ref"], approve=chosen == "approve")

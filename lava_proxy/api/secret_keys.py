@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar
 from aiohttp import web
 from pydantic import Field
 
+from lava_proxy.api.audit import Audit
 from lava_proxy.api.authentication import is_test_key, merchant_of
 from lava_proxy.api.envelope import json_response
 from lava_proxy.api.fields import Deleted, Name, PageQuery, Timestamp, list_of
@@ -40,8 +41,9 @@ class SecretKeyWithSecret(SecretKeyAnswer):
 class SecretKeys:
     """The secret key resource."""
 
-    def __init__(self, keys: SecretKeyStore) -> None:
+    def __init__(self, keys: SecretKeyStore, audit: Audit) -> None:
         self._keys = keys
+        self._audit = audit
 
     def operations(self) -> list[Operation]:
         return [
@@ -73,7 +75,9 @@ class SecretKeys:
     async def delete(self, request: web.Request) -> web.Response:
         """409 `last_secret_key` for the only one."""
         secret_key_id = path_reference(request, "secret_key")
-        await self._keys.revoke(merchant_of(request).merchant_id, secret_key_id)
+        async with self._audit.transaction() as db:
+            await self._keys.revoke(merchant_of(request).merchant_id, secret_key_id, db=db)
+            await self._audit.note(db, request, "secret_key.revoke", secret_key_id)
         return json_response({"id": secret_key_id, "deleted": True})
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, cast, get_args
 from aiohttp import web
 from pydantic import Field, PlainValidator, WithJsonSchema
 
+from lava_proxy.api.audit import Audit
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.envelope import json_response
 from lava_proxy.api.fields import Amount, Done, Moment, Name, PageQuery, Timestamp, list_of
@@ -140,10 +141,11 @@ class SpendKeyWithSecret(SpendKeyAnswer):
 class SpendKeys:
     """The spend key resource."""
 
-    def __init__(self, catalog: CatalogStore, outbox: Outbox, clock: Callable[[], datetime]) -> None:
+    def __init__(self, catalog: CatalogStore, outbox: Outbox, clock: Callable[[], datetime], audit: Audit) -> None:
         self._catalog = catalog
         self._outbox = outbox
         self._clock = clock
+        self._audit = audit
 
     def operations(self) -> list[Operation]:
         base = "/v1/spend_keys"
@@ -209,14 +211,23 @@ class SpendKeys:
     async def rotate(self, request: web.Request) -> web.Response:
         """The old secret ends at once; limits and counters stay."""
         await request.read()
-        key = await self._catalog.rotate_spend_key(merchant_of(request).merchant_id, path_reference(request, "spend_key"))
-        if key is None:
-            raise _no_such_key()
+        present = await self._found(request)
+        async with self._audit.transaction() as db:
+            key = await self._catalog.rotate_spend_key(present.merchant_id, present.spend_key_id, db=db)
+            if key is None:
+                raise _no_such_key()
+            await self._audit.note(
+                db, request, "spend_key.rotate", key.spend_key_id, before={"key_preview": present.key_preview},
+                after={"key_preview": key.key_preview},
+            )  # fmt: skip
         return await self._answer(key)
 
     async def delete(self, request: web.Request) -> web.Response:
         key = await self._found(request)
-        await self._catalog.delete_spend_key(key.merchant_id, key.spend_key_id)
+        async with self._audit.transaction() as db:
+            await self._catalog.delete_spend_key(key.merchant_id, key.spend_key_id, db=db)
+            before = {"name": key.name, "key_preview": key.key_preview}
+            await self._audit.note(db, request, "spend_key.delete", key.spend_key_id, before=before)
         await self._outbox.forget_scope(key.wallet_id, key.spend_key_id)
         return json_response({"success": True})
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from aiohttp import web
 from pydantic import Field, ValidationInfo, field_validator
 
+from lava_proxy.api.audit import Audit
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.envelope import json_response
 from lava_proxy.api.fields import CustomerFilter, Done, PageQuery, Text, list_of, same_filter
@@ -21,7 +22,7 @@ from lava_proxy.api.subscription_objects import (
     SubscriptionBase,
     subscription_object,
 )
-from lava_proxy.billing.subscriptions import Subscriptions
+from lava_proxy.billing.subscriptions import Subscriptions, end_facts
 from lava_proxy.domain.errors import CallerError, NotFound
 from lava_proxy.domain.plans import Subscription
 from lava_proxy.stores.catalog_store import CatalogStore
@@ -64,11 +65,12 @@ class SubscriptionsQuery(PageQuery, CustomerFilter):
 class SubscriptionResource:
     """The subscription resource."""
 
-    def __init__(self, catalog: CatalogStore, plans: PlanStore, subscriptions: Subscriptions, outbox: Outbox) -> None:
+    def __init__(self, catalog: CatalogStore, plans: PlanStore, subscriptions: Subscriptions, outbox: Outbox, audit: Audit) -> None:
         self._catalog = catalog
         self._plans = plans
         self._subscriptions = subscriptions
         self._outbox = outbox
+        self._audit = audit
 
     def operations(self) -> list[Operation]:
         path, one = "/v1/subscriptions", "/v1/subscriptions/{subscription}"
@@ -135,7 +137,12 @@ class SubscriptionResource:
         return json_response({"success": True})
 
     async def cancel(self, request: web.Request) -> web.Response:
-        await self._subscriptions.cancel(merchant_of(request).merchant_id, path_reference(request, "subscription"))
+        subscription_id = path_reference(request, "subscription")
+
+        async def note(db: Any, ended: Subscription) -> None:
+            await self._audit.note(db, request, "subscription.cancel", subscription_id, after=end_facts(ended))
+
+        await self._subscriptions.cancel(merchant_of(request).merchant_id, subscription_id, note=note)
         return json_response({"success": True})
 
     async def of_connection(self, connection_id: str) -> dict[str, Any]:

@@ -46,7 +46,7 @@ class Wallet:
             ),
             Operation(
                 method="POST", path="/v1/wallet/fund", handler=self.fund, tag=TAG, summary="Add funds by a stored card",
-                body=FundBody, answer=FundAnswer, refuses=(402,),
+                body=FundBody, answer=FundAnswer, refuses=(402, 501),
                 description="With an Idempotency-Key the card is charged once, however often the request is repeated.",
             ),
             Operation(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from aiohttp import web
 from pydantic import AfterValidator, Field
 
+from lava_proxy.api.audit import Audit
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.envelope import json_response
 from lava_proxy.api.fields import PageQuery
@@ -141,9 +142,10 @@ class DeliveryListAnswer(Answer):
 class Webhooks:
     """The webhook resource."""
 
-    def __init__(self, store: WebhookStore, client: WebhookClient, clock: Callable[[], datetime]) -> None:
+    def __init__(self, store: WebhookStore, client: WebhookClient, clock: Callable[[], datetime], audit: Audit) -> None:
         self._store = store
         self._client = client
+        self._audit = audit
         self._clock = clock
 
     def operations(self) -> list[Operation]:
@@ -215,14 +217,20 @@ class Webhooks:
         return json_response(webhook_object(await self._store.update(merchant_id, webhook_id, changes, self._clock())))
 
     async def delete(self, request: web.Request) -> web.Response:
-        webhook_id = path_reference(request, "webhook")
-        await self._store.delete(merchant_of(request).merchant_id, webhook_id)
+        webhook = await self._found(request)
+        webhook_id = webhook.webhook_id
+        async with self._audit.transaction() as db:
+            await self._store.delete(webhook.merchant_id, webhook_id, db=db)
+            before = {"name": webhook.name, "url": webhook.url}
+            await self._audit.note(db, request, "webhook.delete", webhook_id, before=before)
         return json_response({"id": webhook_id, "deleted": True})
 
     async def rotate(self, request: web.Request) -> web.Response:
-        webhook, ends_at = await self._store.rotate(
-            merchant_of(request).merchant_id, path_reference(request, "webhook"), self._clock()
-        )
+        merchant_id, webhook_id = merchant_of(request).merchant_id, path_reference(request, "webhook")
+        async with self._audit.transaction() as db:
+            webhook, ends_at = await self._store.rotate(merchant_id, webhook_id, self._clock(), db=db)
+            ends = {"previous_secret_expires_at": ends_at.isoformat()}
+            await self._audit.note(db, request, "webhook.rotate", webhook_id, after=ends)
         shown = webhook_object(webhook) | {"webhook_secret": webhook.secret, "previous_secret_expires_at": timestamp(ends_at)}
         return json_response(shown)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +24,7 @@ from lava_proxy.app.process import stop_event
 from lava_proxy.app.run_config import RunConfig, business_clock
 from lava_proxy.app.webhook_delivery import webhook_client_of
 from lava_proxy.billing.funding import Funding
+from lava_proxy.domain.errors import StoreError
 from lava_proxy.domain.prices import PriceBook
 from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.model_list import listed_models
@@ -59,6 +61,9 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
     async def home(request: web.Request) -> web.Response | None:
         return await site.home(request)
 
+    if config.base_url:
+        with suppress(StoreError):  # then links of commands name their path alone
+            await DashboardSessions(stores.redis).set_address(config.base_url.removesuffix("v1/"))
     application = build_application(
         ApiDependencies(
             catalog=stores.catalog,
@@ -84,7 +89,10 @@ async def run_control(config: RunConfig, settings: Settings) -> None:
             checkout_sessions=hosted.resource(),
         )
     )
-    dashboard = _dashboard_of(stores, merchant_stores, funding, config, cards, hosted, webhook_client, registry, prices)
+    own_keys = settings.provider_keys({provider.name: provider.key_env for provider in registry.providers})
+    dashboard = _dashboard_of(
+        stores, merchant_stores, funding, config, cards, hosted, webhook_client, registry, prices, own_keys
+    )  # fmt: skip
     site = Site(application[OPENAPI_DOCUMENT], dashboard, hosted.routes)
     application.add_routes(site.routes())
     if config.control_listen is not None:
@@ -130,8 +138,9 @@ def _dashboard_of(
     webhook_client: WebhookClient,
     registry: Registry,
     prices: PriceBook,
+    own_keys: Collection[str],
 ) -> DashboardDependencies:
-    """What the pages for merchants stand on."""
+    """What the pages for merchants stand on. `own_keys`: the providers for which the installation has a key."""
     clock = business_clock(config)
     return DashboardDependencies(
         pool=stores.pool,
@@ -156,6 +165,9 @@ def _dashboard_of(
         audit_log=AuditLog(stores.pool, clock),
         public_url=config.base_url.removesuffix("v1/"),
         clock=clock,
+        own_keys=frozenset(own_keys),
+        sandboxed=frozenset(config.sandboxed),
+        command=config.command,
     )
 
 

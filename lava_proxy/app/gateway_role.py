@@ -16,7 +16,7 @@ from lava_proxy.wire.control_hop import hop_secret
 async def run_gateway(config: RunConfig, settings: Settings, listening: socket.socket) -> None:
     """One gateway worker on a bound socket."""
     stopping = stop_event()
-    stores = await open_stores(config, settings, pool_max=4, resets=False)  # look-ups only: nobody changes a session
+    stores = await open_stores(config, settings, pool_max=4)
     registry = registry_of(config, settings)
     worker = GatewayWorker(
         settings,

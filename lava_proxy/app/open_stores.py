@@ -41,10 +41,8 @@ class Stores:
         await postgres.close(self.pool)
 
 
-async def open_stores(
-    config: RunConfig, settings: Settings, *, pool_max: int, require_verified: bool = True, resets: bool = True
-) -> Stores:
-    """Connect to both engines; Postgres must answer, Redis may come later. `resets`: see postgres.connect."""
+async def open_stores(config: RunConfig, settings: Settings, *, pool_max: int, require_verified: bool = True) -> Stores:
+    """Connect to both engines; Postgres must answer, Redis may come later."""
     redis = outbox_module.connect(config.redis_url)
     hot = HotRedis(
         config.redis_url,
@@ -53,7 +51,7 @@ async def open_stores(
         require_verified=require_verified,
     )
     await hot.start()
-    pool = await postgres.connect(config.database_url, size_max=pool_max, resets=resets)
+    pool = await postgres.connect(config.database_url, size_max=pool_max)
     vault = vault_of(config)
     return Stores(
         redis,

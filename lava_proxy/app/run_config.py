@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -26,17 +27,25 @@ class RunConfig:
     base_url: str
     overrides: dict[str, str] = field(default_factory=dict)  # provider -> base URL
     dev: bool = False
+    sandboxed: tuple[str, ...] = ()  # the providers for which `dev` answers itself
     clock_file: str | None = None
     first_call: str | None = None  # what the status page of `dev` shows
+    program: str = "lava-proxy"  # how people call this program here: `./lava` from a clone
+    data_dir: str = ""  # where `dev` keeps its data, when a command has to be told
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
+
+    def command(self, arguments: str) -> str:
+        """A command of this program for people to paste."""
+        return f"{self.program} {arguments}" + (f" --data-dir {shlex.quote(self.data_dir)}" if self.data_dir else "")
 
     @staticmethod
     def from_json(text: str) -> RunConfig:
         values = json.loads(text)
         if values.get("control_listen"):
             values["control_listen"] = tuple(values["control_listen"])
+        values["sandboxed"] = tuple(values.get("sandboxed", ()))
         return RunConfig(**values)
 
 

@@ -26,7 +26,8 @@ from prometheus_client.multiprocess import mark_process_dead
 
 from lava_proxy.app import sandbox
 from lava_proxy.app.card_payments import open_card_payments
-from lava_proxy.app.embedded import EmbeddedEngines, EngineError, EngineOptions
+from lava_proxy.app.embedded import EmbeddedEngines
+from lava_proxy.app.engine_sources import EngineError, EngineOptions
 from lava_proxy.app.open_stores import open_stores, registry_of
 from lava_proxy.app.run_config import RunConfig, parse_overrides
 from lava_proxy.app.run_folder import RunFolder
@@ -36,6 +37,7 @@ from lava_proxy.settings import Settings
 from lava_proxy.stores import postgres
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
+from lava_proxy.stores.dashboard_store import DashboardStore
 from lava_proxy.stores.vault import Vault
 
 _READY_TIMEOUT_S = 45.0
@@ -147,6 +149,8 @@ class Supervisor:
                 dev=True,
                 clock_file=options.clock_file,
                 first_call=FIRST_CALL.format(base_url=self._base_url(), forward_token=secrets.forward_token()),
+                program=environment.get("LAVA_PROGRAM", "lava-proxy"),
+                data_dir="" if data_dir == Path(".lava") else str(data_dir),
             )
             asyncio.run(_migrate(config))
             config = self._with_sandbox(config)
@@ -178,7 +182,8 @@ class Supervisor:
         port = listening.getsockname()[1]
         self._sockets.append(listening)
         self._spawn("sandbox", config, ["sandbox-provider", "--fd", str(listening.fileno())], [listening.fileno()])
-        return replace(config, overrides={**config.overrides, **{name: f"http://127.0.0.1:{port}" for name in missing}})
+        overrides = {**config.overrides, **{name: f"http://127.0.0.1:{port}" for name in missing}}
+        return replace(config, overrides=overrides, sandboxed=tuple(missing))
 
     # -- serve
 
@@ -192,7 +197,7 @@ class Supervisor:
                 base_url=config.base_url or self._base_url(),
                 control_socket=config.control_socket or f"{self._private_dir()}/control.sock",
             )
-            asyncio.run(_migrate(config))
+            is_new = asyncio.run(_migrate(config))
             self._start_children(config)
             if not self._wait_ready():
                 return 0
@@ -201,6 +206,8 @@ class Supervisor:
                 print(json.dumps({"base_url": config.base_url, "dashboard_url": url}), flush=True)
             else:
                 print(f"lava-proxy serves {config.base_url} (status page: {url})", flush=True)
+                command = config.command('merchant create --name "My company"' if is_new else "dashboard link")
+                print((_FIRST_MERCHANT if is_new else _SIGN_IN).format(url=url, command=command), flush=True)
             self._watch()
         finally:
             self._stop()
@@ -326,7 +333,8 @@ class Supervisor:
             return
         routed = [name for name in _SANDBOX_PROVIDERS if "127.0.0.1" in config.overrides.get(name, "")]
         answering = f"{', '.join(routed)} answer from the built-in sandbox provider (no key is set)." if routed else ""
-        print(_BANNER.format(**summary, sandbox=answering, first_call=config.first_call), flush=True)
+        link_command = config.command("dashboard link")
+        print(_BANNER.format(**summary, sandbox=answering, first_call=config.first_call, link_command=link_command), flush=True)
 
     def _watch(self) -> None:
         """Until a signal: keep engines and children alive."""
@@ -379,21 +387,50 @@ curl {base_url}requests -H "Authorization: Bearer {secret_key}"
   customer            {connection_id}  ($25.00 to start with; meter "fixed": $0.02 per 1K tokens)
   self forward token  {self_forward_token}
   dashboard           {dashboard_link}
-                      (signs in once, within an hour; another: ./lava dashboard link)
+                      (signs in once, within an hour; another: {link_command})
   {sandbox}
 """
 
 
-async def _migrate(config: RunConfig) -> None:
+_FIRST_MERCHANT = """
+There is no merchant yet. In another terminal, with the same LAVA_ variables, this makes the first one; it prints a secret key
+and a link that signs your browser in to the dashboard, which leads on from there:
+
+  {command}
+"""
+
+_SIGN_IN = """
+Dashboard: {url}dashboard, by a secret key or by the link that this prints in another terminal with the same LAVA_ variables:
+
+  {command}
+"""
+
+
+async def _migrate(config: RunConfig) -> bool:
+    """Bring the database up to date; is there no merchant in it yet?"""
     await postgres.migrate(config.database_url)
     pool = await postgres.connect(config.database_url, size_max=1)
     try:
         await CatalogStore(pool, Vault(config.master_key, (config.previous_master_key,))).check_master_key()
+        return not await DashboardStore(pool).has_merchant()
     finally:
         await pool.close()
 
 
 async def _seed(config: RunConfig, settings: Settings, secrets: sandbox.Secrets, data_dir: Path) -> dict[str, Any]:
+    """What `dev` prints. Whatever goes wrong is told in a sentence: nobody who tries this out can do anything with a traceback."""
+    try:
+        return await _seeded(config, settings, secrets, data_dir)
+    except LavaError as error:
+        raise LavaError(f"The sandbox could not be set up: {error.message}") from error
+    except Exception as error:
+        said = f"{type(error).__name__}: {error}".rstrip(".")
+        raise LavaError(
+            f"The sandbox could not be set up ({said}). Its data is in {data_dir}; --data-dir names another place."
+        ) from error
+
+
+async def _seeded(config: RunConfig, settings: Settings, secrets: sandbox.Secrets, data_dir: Path) -> dict[str, Any]:
     stores = await open_stores(config, settings, pool_max=2)
     try:
         if not await stores.hot.wait_ready(_READY_TIMEOUT_S):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
+from typing import Any
 
 from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding
@@ -27,19 +28,30 @@ class Accounts:
         self.clock = clock  # business time
 
     async def adjust(
-        self, merchant_id: str, wallet_id: str, amount_nanos: int, reason: str, *, made_by: str, adjust_id: str | None = None
+        self,
+        merchant_id: str,
+        wallet_id: str,
+        amount_nanos: int,
+        reason: str,
+        *,
+        made_by: str,
+        adjust_id: str | None = None,
+        note: Callable[[Any, str], Awaitable[None]] | None = None,
     ) -> str:
         """Add to or take from a wallet's funds, and keep who did it and why; the adjustment's id.
 
         Below zero it may leave debt. The same `adjust_id` again changes nothing; for another amount it raises Conflict.
+        `note(db, adjust_id)` runs in the transaction that orders it, the first time.
         """
         adjust_id = adjust_id or new_id("adj")
         async with self._store.transaction() as db:
             await self._funding.adjust(merchant_id, wallet_id, adjust_id, amount_nanos, reason, db=db)
-            await self._store.note_adjustment(
+            is_first = await self._store.note_adjustment(
                 db, adjust_id, merchant_id=merchant_id, wallet_id=wallet_id, amount_nanos=amount_nanos, reason=reason,
                 made_by=made_by, at=self.clock(),
             )  # fmt: skip
+            if note is not None and is_first:
+                await note(db, adjust_id)
         with suppress(StoreError):  # ordered: the applier does it within a second of Redis being there
             await self._funding.apply_order(adjust_id)
         return adjust_id

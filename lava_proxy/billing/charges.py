@@ -15,10 +15,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal, Protocol
 from uuid import UUID, uuid5
 
@@ -26,8 +26,9 @@ import asyncpg
 import structlog
 
 from lava_proxy.billing.funding import Funding
-from lava_proxy.domain.errors import CallerError, Conflict, LavaError, UpstreamError
-from lava_proxy.domain.money import nanos_of_cents
+from lava_proxy.domain.errors import CallerError, Conflict, LavaError, StoreError, UpstreamError
+from lava_proxy.domain.money import format_usd, nanos_of_cents
+from lava_proxy.domain.webhooks import CHARGE_FAILED
 from lava_proxy.payments.processor import (
     CHARGE_KEY,
     Decline,
@@ -42,8 +43,9 @@ from lava_proxy.payments.processor import (
     no_processor,
     outcome_of,
 )
-from lava_proxy.stores.charge_store import Charge, ChargeStore, HoldOff, MoneyBack, PaymentMethod, Purpose, State
+from lava_proxy.stores.charge_store import Bought, Charge, ChargeStore, HoldOff, MoneyBack, Purpose, State
 from lava_proxy.stores.ids import created_ms, new_id, ulid_of
+from lava_proxy.stores.webhook_events import add_event
 
 AMOUNT_CENTS_MIN = 50  # below, Stripe refuses dollars (docs.stripe.com/currencies#minimum-and-maximum-charge-amounts)
 AMOUNT_CENTS_MAX = 99_999_999
@@ -60,9 +62,12 @@ _ACTION_FOR = timedelta(hours=24)  # so long a cardholder has to authenticate
 _STEPS_MAX = 6
 _REFUND_KEY_FOR = timedelta(hours=23)  # Stripe promises keys for 24
 _NO_CARD = Decline(code="payment_method_required", decline_code="", message="There is no card to charge: add one.")
+_ABSENT = Decline(
+    code="authentication_required", decline_code="holder_absent", message="The card's holder did not approve the payment in time."
+)
 _log = structlog.get_logger("charges")
 
-Effect = Callable[[Any, Charge], Awaitable[None]]
+Effect = Callable[[Any, Charge], Awaitable[Sequence[str]]]
 OnTransition = Callable[[Any, Charge, str, str], Awaitable[None]]
 
 
@@ -84,11 +89,22 @@ def bundle_credit_id(charge: Charge) -> str:
     return f"bun_{charge.charge_id}"
 
 
+def cycle_credit_id(subscription_id: str, start: datetime) -> str:
+    """The id of the order that begins a subscription's cycle, and names its credit."""
+    return f"ren_{subscription_id}_{start.astimezone(UTC):%Y%m%d%H%M%S%f}"
+
+
+def unused_credit_id(charge: Charge) -> str:
+    """The id of the funds that a charge's money becomes where it buys nothing else."""
+    return f"unu_{charge.charge_id}"
+
+
 class Charges:
     """Takes money by card. Without a processor everything raises `payments_disabled`.
 
-    `effects`: what a paid charge of a purpose is for; each runs in the transaction that marks it paid. Those of overage and
-    top-ups (funds) are built in. `on_transition(db, charge, old, new)` runs in the transaction of each change of state.
+    `effects`: what a paid charge of a purpose is for; each runs in the transaction that marks it paid, and answers with the ids of
+    the orders of money that it wrote, which are applied after it. Those of overage and top-ups (funds) are built in.
+    `on_transition(db, charge, old, new)` runs in the transaction of each change of state.
     """
 
     def __init__(
@@ -143,7 +159,7 @@ class Charges:
         """A charge to be advanced: the new one; or the one that `key` has; or the wallet's open one whatever it is for.
 
         `key` names the occasion (a checkout, a subscription's period), once for ever, and stands in the charge's `occasion`: who
-        gets another's has to wait for its end. After a canceled charge the same key opens another.
+        gets another's has to wait for its end. After a canceled charge the same key opens another, of whatever amount is due then.
         Raises CallerError: `payment_method_required` (402), `amount_out_of_bounds`, Conflict `charge_held_off` or
         `charge_suspended` after declines (off-session only), Conflict when the key was used for another charge.
         """
@@ -155,52 +171,49 @@ class Charges:
         now = self._clock()
         charge_id = new_id("chg")
         occasion = asked_key = key or charge_id
-        known = await self._store.charge_of_occasion(occasion) if key else None
+        known, under_way = await self._store.in_the_way(wallet_id, key)
         if known is not None:
-            if (known.wallet_id, known.purpose, known.amount_cents) != (wallet_id, purpose, amount_cents):
-                raise Conflict("This key was used for another charge; nothing was charged.")
+            wanted = (wallet_id, purpose, amount_cents)
             if known.state != "canceled":
+                if (known.wallet_id, known.purpose, known.amount_cents) != wanted:
+                    raise Conflict("This key was used for another charge; nothing was charged.")
                 return known
+            if (known.wallet_id, known.purpose) != wanted[:2]:
+                raise Conflict("This key was used for another charge; nothing was charged.")
             asked_key = f"{key}#{1 + (int(known.key.rpartition('#')[2]) if known.key != key else 1)}"
-        under_way = await self._store.open_charge(wallet_id)
         if under_way is not None:
             return under_way
+        payer = await self._store.payer(wallet_id, processor.name, payment_method_id)
         if not on_session:
-            _check_hold_off(await self._store.hold_off(wallet_id), now)
-        person_id, card = await self._payer(wallet_id, payment_method_id, processor.name)
+            _check_hold_off(payer.hold_off, now)
+        if payer.person_id is None or payer.payment_method_id is None:
+            raise CallerError(_NO_CARD.message, code=_NO_CARD.code, status=402)
         charge = Charge(
             charge_id=charge_id, key=asked_key,
-            occasion=occasion, wallet_id=wallet_id, merchant_id=merchant_id, person_id=person_id,
+            occasion=occasion, wallet_id=wallet_id, merchant_id=merchant_id, person_id=payer.person_id,
             purpose=purpose, amount_cents=amount_cents, currency=currency, on_session=on_session,
             price_snapshot=dict(price_snapshot or {}), subject=dict(subject or {}), state="created", processor=processor.name,
-            processor_ref="", payment_method_id=card.payment_method_id, attempt=1, attempt_ref="", captured_cents=0,
+            processor_ref="", payment_method_id=payer.payment_method_id, attempt=1, attempt_ref="", captured_cents=0,
             action_url=None, return_url=return_url, decline_code=None, decline_reason=None, decline_message=None, tries=0,
             next_try_at=now, created_at=now, updated_at=now,
         )  # fmt: skip
         made = await self._store.insert(charge)
         if made is None:  # another was quicker: by the same key, or for the same wallet
-            of_key = await self._store.charge_of_occasion(occasion)
-            is_ended = of_key is None or of_key.state == "canceled"
-            made = await self._store.open_charge(wallet_id) if is_ended else of_key
+            of_key, under_way = await self._store.in_the_way(wallet_id, occasion)
+            made = under_way if of_key is None or of_key.state == "canceled" else of_key
         if made is None:
             raise Conflict("Another charge of this wallet has just ended; ask again.", code="charge_in_progress")
         return made
 
-    async def _payer(self, wallet_id: str, payment_method_id: str | None, processor: str) -> tuple[str, PaymentMethod]:
-        """Who pays and by which card. Raises CallerError 402 when there is none."""
-        person_id = await self._store.wallet_person(wallet_id)
-        cards = [] if person_id is None else await self._store.payment_methods(person_id, processor)
-        if payment_method_id is not None:
-            cards = [card for card in cards if card.payment_method_id == payment_method_id]
-        if person_id is None or not cards:
-            raise CallerError(_NO_CARD.message, code=_NO_CARD.code, status=402)
-        return person_id, cards[0]
-
     # -- advancing
 
-    async def advance(self, charge_id: str) -> Charge:
-        """Go as far as can be gone now; the charge as it stands. Safe at any time, by many at once, after any crash."""
-        charge = await self._store.charge(charge_id)
+    async def advance(self, charge: Charge | str) -> Charge:
+        """Go as far as can be gone now; the charge as it stands. Safe at any time, by many at once, after any crash.
+
+        `charge`: its id, or it as it was a moment ago: no step is taken that another has taken since.
+        """
+        if isinstance(charge, str):
+            charge = await self._store.charge(charge)
         if charge.processor != self._processor.name:
             return charge  # another processor took it; it cannot be asked here
         for _ in range(_STEPS_MAX):
@@ -251,20 +264,20 @@ class Charges:
                 db, charge, state="confirming", attempt=charge.attempt + 1, on_session=True, return_url=return_url, tries=0,
                 next_try_at=self._clock() + _LEASE,
             )  # fmt: skip
-        return await self._send(charge)
+        return await self._send(charge, await self._method_ref(charge))
 
     async def _create(self, charge: Charge) -> Charge:
-        """created -> pi_created: the processor knows the payment and takes nothing yet."""
+        """created -> pi_created -> confirming: the processor knows the payment; its reference is stored, then it is confirmed."""
         now = self._clock()
         if charge.created_at + _CREATE_FOR < now and charge.attempt == 1:
             return await self._cancel(charge)  # a payment made meanwhile is an orphan that nobody confirms
         key = f"pi:{charge.charge_id}" + (f":{charge.attempt}" if charge.attempt > 1 else "")
         try:
-            customer_ref = await self.customer_ref(charge.person_id)
+            customer_ref, method_ref = await self._store.refs_at_processor(charge)
             payment = await self._processor.create_payment(
                 key=key,
-                customer_ref=customer_ref,
-                method_ref=await self._method_ref(charge),
+                customer_ref=customer_ref or await self.customer_ref(charge.person_id),
+                method_ref=method_ref,
                 amount_cents=charge.amount_cents,
                 currency=charge.currency,
                 metadata={CHARGE_KEY: charge.charge_id, "wallet_id": charge.wallet_id, "purpose": charge.purpose},
@@ -278,12 +291,13 @@ class Charges:
         except CallerError as error:
             return await self._decided(charge, Declined(decline=Decline(code=error.code, decline_code="", message=error.message)))
         async with self._store.transaction() as db:
-            current = await self._store.locked(db, charge.charge_id)
-            if current.state != "created" or current.attempt != charge.attempt:
-                return current
-            return await self._change(
-                db, current, state="pi_created", processor_ref=payment.payment_ref, tries=0, next_try_at=now + _LEASE
+            made = await self._change_unmoved(
+                db, charge, state="pi_created", processor_ref=payment.payment_ref, tries=0, next_try_at=now + _LEASE
             )
+            if made is None:
+                return await self._store.locked(db, charge.charge_id)
+            claimed = await self._change(db, made, state="confirming")
+        return await self._send(claimed, method_ref)
 
     async def _found(self, charge: Charge) -> Payment | None:
         with suppress(UpstreamError):
@@ -303,25 +317,21 @@ class Charges:
 
     async def _method_ref(self, charge: Charge) -> str:
         """The card of this attempt, fixed with it; one that was removed since is the processor's to refuse."""
-        assert charge.payment_method_id is not None
-        card = await self._store.payment_method(charge.payment_method_id, also_detached=True)
-        assert card is not None
-        return card.processor_ref
+        return (await self._store.refs_at_processor(charge))[1]
 
     async def _confirm(self, charge: Charge) -> Charge:
-        """pi_created -> confirming, by one process only, which then takes the money."""
+        """pi_created -> confirming, by one process only, which then takes the money: another attempt on a known payment."""
         async with self._store.transaction() as db:
-            current = await self._store.locked(db, charge.charge_id)
-            if current.state != "pi_created":
-                return current
-            claimed = await self._change(db, current, state="confirming", tries=0, next_try_at=self._clock() + _LEASE)
-        return await self._send(claimed)
+            claimed = await self._change_unmoved(db, charge, state="confirming", tries=0, next_try_at=self._clock() + _LEASE)
+            if claimed is None:
+                return await self._store.locked(db, charge.charge_id)
+        return await self._send(claimed, await self._method_ref(claimed))
 
-    async def _send(self, charge: Charge) -> Charge:
+    async def _send(self, charge: Charge, method_ref: str) -> Charge:
         outcome = await self._processor.confirm_payment(
             charge.processor_ref,
             key=f"cf:{charge.charge_id}:{charge.attempt}",
-            method_ref=await self._method_ref(charge),
+            method_ref=method_ref,
             off_session=not charge.on_session,
             return_url=charge.return_url,
         )
@@ -356,7 +366,9 @@ class Charges:
             return await self._postpone(charge, error.message)
         if payment.status == "succeeded":
             return await self._decided(charge, Succeeded(payment=payment))
-        return await self._cancel(charge) if payment.status == "canceled" else await self._postpone(charge, payment.status)
+        if payment.status != "canceled":
+            return await self._postpone(charge, payment.status)
+        return await self._cancel(charge, because=_ABSENT if charge.state == "requires_action" else None)
 
     async def _reopen(self, charge: Charge) -> Charge:
         """declined -> another attempt on the same payment, with the card that is the default now."""
@@ -382,14 +394,16 @@ class Charges:
             if event is not None and not await self._note(db, event):
                 return await self._store.locked(db, charge.charge_id)
             current = await self._store.locked(db, charge.charge_id)
-            changed = await self._decide(db, current, outcome, charge.attempt)
-        if changed.state == "succeeded" and current.state != "succeeded":
-            await self._apply(changed)
+            if isinstance(outcome, Succeeded):
+                changed, orders = await self._succeed(db, current, outcome.payment)
+            else:
+                changed, orders = await self._decide(db, current, outcome, charge.attempt), ()
+        for order_id in orders:
+            with suppress(LavaError):  # at once what the applier does within a second otherwise
+                await self._funding.apply_order(order_id)
         return changed
 
-    async def _decide(self, db: Any, current: Charge, outcome: Outcome, attempt: int) -> Charge:
-        if isinstance(outcome, Succeeded):
-            return await self._succeed(db, current, outcome.payment)
+    async def _decide(self, db: Any, current: Charge, outcome: Declined | RequiresAction | Unknown, attempt: int) -> Charge:
         if current.attempt != attempt or not current.is_open:
             return current  # news of an attempt that is over
         if isinstance(outcome, Declined):
@@ -406,26 +420,22 @@ class Charges:
         wait = _ASKS[min(current.tries, len(_ASKS) - 1)]
         return await self._change(db, current, state="unknown", tries=current.tries + 1, next_try_at=self._clock() + wait)
 
-    async def _succeed(self, db: Any, current: Charge, payment: Payment) -> Charge:
-        """The one place where money that came in has its effect."""
+    async def _succeed(self, db: Any, current: Charge, payment: Payment) -> tuple[Charge, Sequence[str]]:
+        """The one place where money that came in has its effect; the orders of money that were written for it."""
         if current.state == "succeeded":
-            return current
+            return current, ()
         if current.processor_ref not in ("", payment.payment_ref):
             _log.error(
                 "A payment succeeded that its charge does not name",
                 action="foreign_payment", charge_id=current.charge_id, payment_ref=payment.payment_ref,
             )  # fmt: skip
-            return current
+            return current, ()
         changed = await self._change(
             db, current, state="succeeded", processor_ref=payment.payment_ref, captured_cents=payment.captured_cents,
             action_url=None, decline_code=None, decline_reason=None, decline_message=None, next_try_at=None,
         )  # fmt: skip
-        if changed.payment_method_id is not None:
-            await self._store.mark_card(db, changed.payment_method_id, None, self._clock())
-        await self._store.clear_hold_off(db, changed.wallet_id)
-        await self._store.cancel_retries(db, changed.wallet_id, RETRIGGERED)
-        await self._effects[changed.purpose](db, changed)
-        return changed
+        await self._store.note_paid(db, changed, RETRIGGERED)
+        return changed, await self._effects[changed.purpose](db, changed)
 
     async def _decline(self, db: Any, current: Charge, outcome: Declined) -> Charge:
         now, decline = self._clock(), outcome.decline
@@ -434,20 +444,47 @@ class Charges:
             hold_off = await self._store.count_decline(db, current.wallet_id, now, HOLD_OFFS)
         retry_at = None if hold_off is None or hold_off.suspended else hold_off.next_try_at
         if current.payment_method_id is not None:
-            await self._store.mark_card(db, current.payment_method_id, (decline.decline_code or decline.code, decline.message), now)
-        return await self._change(
+            code = decline.decline_code or decline.code
+            await self._store.mark_card(db, current.payment_method_id, code, decline.message, now)
+        declined = await self._change(
             db, current, state="declined", decline_code=decline.code, decline_reason=decline.decline_code or None,
             decline_message=decline.message, attempt_ref=outcome.attempt_ref or current.attempt_ref, action_url=None,
             next_try_at=retry_at,
         )  # fmt: skip
+        await self._tell_failed(db, declined)
+        return declined
 
-    async def _cancel(self, charge: Charge) -> Charge:
-        """It is certain that nothing is or will be paid."""
+    async def _tell_failed(self, db: Any, charge: Charge) -> None:
+        """`charge.failed`, once for each attempt."""
+        await add_event(
+            db,
+            merchant_id=charge.merchant_id,
+            event_type=CHARGE_FAILED,
+            at=self._clock(),
+            connection_id=await self._store.customer_of(db, charge.wallet_id),
+            subject_id=charge.charge_id,
+            facts={"charge": _failure(charge)},
+            transition=f"{charge.charge_id}:{charge.attempt}",
+        )
+
+    async def _cancel(self, charge: Charge, *, because: Decline | None = None) -> Charge:
+        """It is certain that nothing is or will be paid; `because`: where that is somebody's doing, which is told.
+
+        A holder who stays away from an automatic charge has declined it: else it would be opened again day after day.
+        """
         async with self._store.transaction() as db:
             current = await self._store.locked(db, charge.charge_id)
             if not current.is_open or current.attempt != charge.attempt:
                 return current
-            return await self._change(db, current, state="canceled", action_url=None, next_try_at=None)
+            facts: dict[str, Any] = {}
+            if because is not None:
+                facts = {"decline_code": because.code, "decline_reason": because.decline_code, "decline_message": because.message}
+                if not current.on_session or current.purpose in RETRIGGERED:
+                    await self._store.count_decline(db, current.wallet_id, self._clock(), HOLD_OFFS)
+            changed = await self._change(db, current, state="canceled", action_url=None, next_try_at=None, **facts)
+            if because is not None:
+                await self._tell_failed(db, changed)
+            return changed
 
     async def _postpone(self, charge: Charge, reason: str) -> Charge:
         """The processor cannot say now."""
@@ -462,28 +499,28 @@ class Charges:
             return await self._change(db, current, tries=max(tries, current.tries), next_try_at=self._clock() + wait)
 
     async def _change(self, db: Any, charge: Charge, *, state: State | None = None, **changes: Any) -> Charge:
-        if state is not None:
-            changes["state"] = state
-        changed = await self._store.change(db, charge, self._clock(), **changes)
-        if changed.state != charge.state and self._on_transition is not None:
+        """Changes of a locked charge."""
+        changed = await self._change_unmoved(db, charge, state=state or charge.state, **changes)
+        assert changed is not None, "a locked charge is as it was read"
+        return changed
+
+    async def _change_unmoved(self, db: Any, charge: Charge, *, state: State, **changes: Any) -> Charge | None:
+        """Changes of a charge that is locked with them; None when it has moved on meanwhile."""
+        changed = await self._store.change(db, charge, self._clock(), state=state, **changes)
+        if changed is not None and changed.state != charge.state and self._on_transition is not None:
             await self._on_transition(db, changed, charge.state, changed.state)
         return changed
 
     # -- the effect of top-ups and overage
 
-    async def _fund(self, db: Any, charge: Charge) -> None:
+    async def _fund(self, db: Any, charge: Charge) -> Sequence[str]:
         """Funds of what was captured."""
-        await self._funding.fund(
-            charge.merchant_id, charge.wallet_id, nanos_of_cents(charge.captured_cents), charge.purpose, payment_credit_id(charge),
-            db=db,
-        )  # fmt: skip
-
-    async def _apply(self, charge: Charge) -> None:
-        """At once what the applier does within a second; it does it when this fails."""
-        credit_id = await self._lot_id(charge)
-        if credit_id is not None:
-            with suppress(LavaError):
-                await self._funding.apply_order(credit_id)
+        return [
+            await self._funding.fund(
+                charge.merchant_id, charge.wallet_id, nanos_of_cents(charge.captured_cents), charge.purpose,
+                payment_credit_id(charge), db=db,
+            )
+        ]  # fmt: skip
 
     async def _lot_id(self, charge: Charge) -> str | None:
         """The credit that a charge has become; None where its money bought something else."""
@@ -544,8 +581,21 @@ class Charges:
 
     # -- money back
 
-    async def refund(self, charge_id: str, amount_cents: int | None, reason: str, *, refund_id: str | None = None) -> MoneyBack:
+    async def refund(
+        self,
+        charge_id: str,
+        amount_cents: int | None,
+        reason: str,
+        *,
+        refund_id: str | None = None,
+        claims_used: bool = False,
+        note: Callable[[Any, MoneyBack], Awaitable[None]] | None = None,
+    ) -> MoneyBack:
         """Give back a part of a charge, or (None) what is left of it; the same refund_id again refunds nothing more.
+
+        Of a bundle or a plan's cycle the refund's share of the credit goes with it, as far as it has not been used; with
+        `claims_used` the customer owes what is missing to the amount that their card gets. Funds always give back that amount.
+        `note(db, refund)` runs in the transaction that orders the refund.
 
         Raises Conflict `charge_not_paid`, CallerError `refund_too_large`. An answer that is lost is asked for by the worker.
         """
@@ -567,8 +617,11 @@ class Charges:
                 known = MoneyBack(
                     refund_id=refund_id, charge_id=charge_id, kind="refund", processor=processor.name, processor_ref="",
                     amount_cents=amount, clawed_cents=0, state="requested", adjustments=0, reason=reason, created_at=now,
+                    claims_used=claims_used,
                 )  # fmt: skip
                 await self._store.save_refund(db, known, now)
+                if note is not None:
+                    await note(db, known)
         await self._send_refund(charge, known)
         return next(row for row in await self._store.refunds(charge_id) if row.refund_id == refund_id)
 
@@ -577,8 +630,9 @@ class Charges:
             if back.state == "requested":
                 await self._processor.refund(charge.processor_ref, back.amount_cents, refund_id=back.refund_id)
             await self.sync_refunds(charge.charge_id)
-        except UpstreamError as error:
-            _log.warning("A refund waits for its processor", action="refund_waits", refund_id=back.refund_id, reason=error.message)
+        except (UpstreamError, StoreError) as error:
+            # The worker goes on with it, whether the processor has been told or not.
+            _log.warning("A refund waits", action="refund_waits", refund_id=back.refund_id, reason=error.message)
         except CallerError as error:
             async with self._store.transaction() as db:
                 await self._store.locked(db, charge.charge_id)
@@ -620,33 +674,68 @@ class Charges:
                 return
             charge = await self._store.locked(db, charge_id)
             rows = {row.refund_id: row for row in await self._store.refunds_locked(db, charge_id)}
+            bought, left_nanos = await self._bought(charge), None
             # What is given back to the wallet first makes room for what is taken.
             for kind, ref, ours, amount, status in sorted(found, key=lambda item: item[4] != "failed"):
                 refund_id = ours if ours in rows else f"ref_{uuid5(_PAYMENTS, f'{charge.processor}:{ref}').hex}"
                 row = rows.get(refund_id) or MoneyBack(
                     refund_id=refund_id, charge_id=charge_id, kind="dispute" if kind == "dispute" else "refund",
                     processor=charge.processor, processor_ref=ref, amount_cents=amount, clawed_cents=0, state="pending",
-                    adjustments=0, reason=f"{kind} at the processor", created_at=self._clock(),
+                    adjustments=0, reason=f"{kind} at the processor", created_at=self._clock(), claims_used=kind == "dispute",
                 )  # fmt: skip
                 others = sum(other.clawed_cents for other in rows.values() if other.refund_id != refund_id)
                 target = 0 if status == "failed" else min(amount, charge.captured_cents - others)
-                rows[refund_id] = await self._claw(db, charge, replace(row, processor_ref=ref, state=_STATE[status]), target)
+                row = replace(row, processor_ref=ref, state=_STATE[status])
+                if left_nanos is None and target != row.clawed_cents:
+                    left_nanos = await self._left(charge, bought, rows.values())
+                back = rows[refund_id] = await self._claw(db, charge, row, target, bought, left_nanos or 0)
+                left_nanos = None if left_nanos is None else left_nanos + row.lot_nanos - back.lot_nanos
 
-    async def _claw(self, db: Any, charge: Charge, back: MoneyBack, target_cents: int) -> MoneyBack:
-        delta = target_cents - back.clawed_cents
-        if delta:
-            back = replace(back, clawed_cents=target_cents, adjustments=back.adjustments + 1)
-            await self._adjust(
-                charge.merchant_id,
-                charge.wallet_id,
-                f"{back.refund_id}.{back.adjustments}",
-                -nanos_of_cents(delta),
-                f"{back.kind} of {charge.charge_id}",
-                lot_id=await self._lot_id(charge),
-                db=db,
-            )
+    async def _claw(
+        self, db: Any, charge: Charge, back: MoneyBack, target_cents: int, bought: Bought, left_nanos: int
+    ) -> MoneyBack:
+        """`left_nanos`: what is left of the lot that the charge bought."""
+        if target_cents != back.clawed_cents:
+            lot_nanos, funds_nanos = _owed(charge, bought, back, target_cents, left_nanos)
+            number = back.adjustments + 1
+            for adjust_id, delta, lot_id in (
+                (f"{back.refund_id}.{number}", back.lot_nanos - lot_nanos, bought.lot_id),
+                (f"{back.refund_id}.{number}.funds", back.funds_nanos - funds_nanos, None),
+            ):
+                if delta:
+                    reason = f"{back.kind} of {charge.charge_id}"
+                    await self._adjust(charge.merchant_id, charge.wallet_id, adjust_id, delta, reason, lot_id=lot_id, db=db)
+            back = replace(
+                back, clawed_cents=target_cents, adjustments=number, lot_nanos=lot_nanos, funds_nanos=funds_nanos
+            )  # fmt: skip
         await self._store.save_refund(db, back, self._clock())
         return back
+
+    async def _left(self, charge: Charge, bought: Bought, before: Iterable[MoneyBack]) -> int:
+        """What is left of the lot that a charge bought, once everything that was ordered of it `before` has been applied.
+
+        Calls that use it between this and the order may leave a little less; that little comes of funds.
+        """
+        if not bought.is_exchanged or bought.lot_id is None:
+            return 0
+        for back in before:
+            for number in range(1, back.adjustments + 1):
+                with suppress(CallerError):  # nothing was ordered of the lot under this number
+                    await self._funding.apply_order(f"{back.refund_id}.{number}")
+        return await self._funding.left_of_lot(charge.wallet_id, bought.lot_id)
+
+    async def _bought(self, charge: Charge) -> Bought:
+        """What became of a charge's money."""
+        own, unused = payment_credit_id(charge), unused_credit_id(charge)
+        sold = [bundle_credit_id(charge)]
+        sold += [cycle_credit_id(subscription_id, start) for subscription_id, start in await self._store.cycles_of(charge)]
+        nanos = await self._store.credited_nanos([own, unused, *sold])
+        if own in nanos:
+            return Bought(lot_id=own, is_exchanged=False, lot_nanos=nanos[own])
+        lot_id = next((one for one in sold if nanos.get(one)), None)
+        if lot_id is None:
+            return Bought(lot_id=unused if unused in nanos else None, is_exchanged=False, lot_nanos=nanos.get(unused, 0))
+        return Bought(lot_id=lot_id, is_exchanged=True, lot_nanos=nanos[lot_id], funds_nanos=nanos.get(unused, 0))
 
     # -- the daily report
 
@@ -695,6 +784,28 @@ class Charges:
         with suppress(CallerError):
             return (await self._processor.payment(charge.processor_ref)).captured_cents == charge.captured_cents
         return False
+
+
+def _failure(charge: Charge) -> dict[str, Any]:
+    """What `charge.failed` says: whether and when it is tried again without anybody's doing, too."""
+    return {
+        "charge_id": charge.charge_id, "purpose": charge.purpose, "status": charge.state,
+        "amount": format_usd(nanos_of_cents(charge.amount_cents), 2), "currency": charge.currency, "attempt": charge.attempt,
+        "is_automatic": not charge.on_session, "decline_code": charge.decline_reason or charge.decline_code,
+        "decline_message": charge.decline_message,
+        "next_attempt_at": None if charge.next_try_at is None else charge.next_try_at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }  # fmt: skip
+
+
+def _owed(charge: Charge, bought: Bought, back: MoneyBack, cents: int, left_nanos: int) -> tuple[int, int]:
+    """What a wallet gives for `cents` of a charge, all in all: of the lot that the charge bought, of its funds."""
+    if not bought.is_exchanged:
+        return nanos_of_cents(cents), 0
+    lot_nanos = min(bought.lot_nanos * cents // charge.captured_cents, back.lot_nanos + left_nanos)
+    funds_nanos = bought.funds_nanos * cents // charge.captured_cents
+    if back.claims_used:
+        funds_nanos = max(funds_nanos, nanos_of_cents(cents) - lot_nanos)
+    return lot_nanos, funds_nanos
 
 
 _OF_DISPUTE = {"warning": "failed", "won": "failed", "open": "pending", "lost": "succeeded"}

@@ -157,8 +157,9 @@ class Checkout:
         plan_id: str | None = None,
         credit_bundle_id: str | None = None,
         reference_id: str | None = None,
+        db: Any = None,
     ) -> CheckoutSession:
-        """A session, open for a day. `customer`: an id, reference id or connection secret.
+        """A session, open for a day, in the caller's transaction `db`. `customer`: an id, reference id or connection secret.
 
         Raises NotFound naming what is not the merchant's, Conflict `bundle_needs_subscription`, and CallerError 501 where no
         messages can be sent or no cards be taken.
@@ -175,10 +176,10 @@ class Checkout:
         return await self._store.create(
             merchant_id, mode, origin_url=origin_url, is_test=is_test, offer=_offer(plan, bundle), reference_id=reference_id,
             connection_id=None if connection is None else connection.connection_id, plan_id=plan_id,
-            credit_bundle_id=credit_bundle_id,
+            credit_bundle_id=credit_bundle_id, db=db,
         )  # fmt: skip
 
-    async def create_portal(self, connection: Connection, *, origin_url: str, is_test: bool) -> CheckoutSession:
+    async def create_portal(self, connection: Connection, *, origin_url: str, is_test: bool, db: Any = None) -> CheckoutSession:
         """A visit to a customer's own page."""
         self._verification.check_available()
         return await self._store.create(
@@ -188,6 +189,7 @@ class Checkout:
             is_test=is_test,
             offer={},
             connection_id=connection.connection_id,
+            db=db,
         )
 
     async def _subjects(
@@ -315,16 +317,15 @@ class Checkout:
         phone = await self._verification.check(_name(session, visit), code)
         person_id = await self._charge_store.person_of_phone(phone, self._clock())
         connection = await self._named_connection(session)
-        if connection is not None:
-            await self._make_payer(connection, person_id, phone)
-        if not await self._store.verify(session.checkout_session_id, person_id, visit.hash):
-            raise _closed()
-
-    async def _make_payer(self, connection: Connection, person_id: str, phone: str) -> None:
-        """The person who proved the phone pays for the customer's wallet from now on."""
-        if await self._charge_store.wallet_person(connection.wallet_id) != person_id:
-            await self._charge_store.link_wallet(connection.wallet_id, person_id)
-        if not connection.contact.get("phone"):
+        if await self._phone_on_file(session) not in (None, phone):
+            raise _phone_changed()
+        async with self._charge_store.transaction() as db:
+            if not await self._store.verify(session.checkout_session_id, person_id, visit.hash, db=db):
+                raise _closed()
+            # The person who proved the phone pays for the customer's wallet from now on.
+            if connection is not None and not await self._charge_store.claim_wallet(db, connection.wallet_id, person_id):
+                raise _phone_changed()
+        if connection is not None and not connection.contact.get("phone"):
             await self._customers.change(
                 connection.merchant_id, connection.connection_id, CustomerChanges(contact={"phone": phone})
             )
@@ -484,7 +485,9 @@ class Checkout:
         made = await self._catalog.connection(session.merchant_id, connection_id)
         if made is None:
             raise Conflict("This customer was made elsewhere meanwhile. Open a new checkout.", code="reference_id_taken")
-        await self._charge_store.link_wallet(made.wallet_id, person_id)
+        async with self._charge_store.transaction() as db:
+            if not await self._charge_store.claim_wallet(db, made.wallet_id, person_id):
+                raise _phone_changed()  # who paid by this session a moment ago, before another person took it over
         await self._funding.open_wallet(made.wallet_id)
         return made
 
@@ -566,6 +569,13 @@ def _offer(plan: Plan | None, bundle: Bundle | None) -> dict[str, Any]:
 def _name(session: CheckoutSession, visit: Visit) -> str:
     """Whose code: a code that one visit asked for is no use to another."""
     return f"{session.checkout_session_id}:{visit.hash.hex()}"
+
+
+def _phone_changed() -> Conflict:
+    """A number has come on file since the code was sent: a code that was asked for earlier is no way past it."""
+    return Conflict(
+        "Another phone number has been confirmed for this customer meanwhile. Ask for a code again.", code="phone_changed"
+    )
 
 
 def _closed() -> CallerError:

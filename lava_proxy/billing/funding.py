@@ -154,24 +154,35 @@ class Funding:
         )  # fmt: skip
         return await self._order(merchant_id, order, db)
 
+    async def left_of_lot(self, wallet_id: str, lot_id: str) -> int:
+        """What of a credit has not been used and is used by no open call, in nanos. Raises StoreError when Redis cannot say."""
+        credit = await self._catalog.credit(lot_id)
+        if credit is None or credit.wallet_id != wallet_id or not credit.lot_key:
+            return 0
+        return await self._store.left_of_lot(wallet_id, credit.lot_key)
+
     async def apply_order(self, order_id: str) -> bool:
         """Apply a written and committed order now; False when it had been applied. Raises NotFound for an unknown one."""
-        credit = await self._catalog.credit(order_id)
-        if credit is None:
+        found = await self._catalog.order_in_line(order_id)
+        if found is None:
             raise NotFound(f"No order {order_id!r}.")
-        if await self._catalog.is_credit_applied(order_id):
+        if found.is_applied:
             return False
-        return await self.apply(await self._catalog.wallet_merchant(credit.wallet_id), credit)
+        return await self._apply_behind(found.earlier, found.merchant_id, found.credit)
 
     async def apply(self, merchant_id: str, credit: Credit) -> bool:
         """Apply an order to Redis; False when it had been applied.
 
         Orders on the plan pot are applied in the order they were written, so that a renewal never ends what came after it.
         """
-        if credit.kind == "renew" or credit.lot_key.startswith("p:"):
-            for earlier in await self._catalog.open_plan_orders_before(credit.credit_id):
-                with suppress(CallerError):  # refused: the applier says so, and those behind it do not wait
-                    await self._apply(merchant_id, earlier)
+        is_plan = credit.kind == "renew" or credit.lot_key.startswith("p:")
+        earlier = await self._catalog.open_plan_orders_before(credit.credit_id) if is_plan else ()
+        return await self._apply_behind(earlier, merchant_id, credit)
+
+    async def _apply_behind(self, earlier: Sequence[Credit], merchant_id: str, credit: Credit) -> bool:
+        for before in earlier:
+            with suppress(CallerError):  # refused: the applier says so, and those behind it do not wait
+                await self._apply(merchant_id, before)
         return await self._apply(merchant_id, credit)
 
     async def _apply(self, merchant_id: str, credit: Credit) -> bool:
@@ -186,6 +197,11 @@ class Funding:
             )  # fmt: skip
         if credit.kind == "adjust":
             return await self._store.adjust(wallet_id, order_id, credit.amount_nanos, lot_key=lot, row=row, keep_ms=_KEEP_MS)
+        if credit.tier_units:
+            return await self._store.undo(
+                wallet_id, order_id, credit.amount_nanos, lot_key=credit.lot_key, tier_field=credit.tier_field,
+                units=credit.tier_units, row=row, keep_ms=_KEEP_MS,
+            )  # fmt: skip
         return await self._store.credit(wallet_id, order_id, credit.amount_nanos, lot_key=credit.lot_key, row=row, keep_ms=_KEEP_MS)
 
     async def open_wallet(self, wallet_id: str) -> None:

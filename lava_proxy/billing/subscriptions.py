@@ -9,14 +9,14 @@ What a change costs and grants is `domain/plans.change_to`. Locks are taken in o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
-from lava_proxy.billing.charges import Effect, bundle_credit_id
+from lava_proxy.billing.charges import Effect, bundle_credit_id, cycle_credit_id, unused_credit_id
 from lava_proxy.billing.funding import Funding
 from lava_proxy.domain.calendar import Period, period, period_at
 from lava_proxy.domain.errors import Conflict, LavaError, NotFound
@@ -31,7 +31,7 @@ from lava_proxy.domain.webhooks import (
 from lava_proxy.stores.catalog_store import Connection
 from lava_proxy.stores.charge_store import Charge, Purpose
 from lava_proxy.stores.ids import new_id
-from lava_proxy.stores.plan_store import Offer, PeriodStart, PlanStore
+from lava_proxy.stores.plan_store import PeriodStart, PlanStore
 from lava_proxy.stores.webhook_events import add_event
 
 PAST_DUE_MAX = timedelta(days=14)
@@ -132,16 +132,29 @@ class Subscriptions:
             "credit_nanos": bundle.credit_nanos,
         }
 
-    async def cancel(self, merchant_id: str, subscription_id: str) -> Subscription:
-        """End a subscription with its cycle; at once where the cycle was not paid. Cancelling again changes nothing."""
+    async def cancel(
+        self,
+        merchant_id: str,
+        subscription_id: str,
+        *,
+        note: Callable[[Any, Subscription], Awaitable[None]] | None = None,
+    ) -> Subscription:
+        """End a subscription with its cycle; at once where the cycle was not paid. Cancelling again changes nothing.
+
+        `note(db, ended)` runs in the transaction that changes it.
+        """
         async with self._plans.transaction() as db:
             found = await self._locked(db, merchant_id, subscription_id)
             if found.status == "cancelled":
                 return found
             if not found.terms.is_free and found.status == "active":
-                return await self._set_pending(db, found, {"type": "cancellation"})
-            ended = await self._end(db, found, self._clock())
-        await self._apply(_end_id(ended))
+                ended = await self._set_pending(db, found, {"type": "cancellation"})
+            else:
+                ended = await self._end(db, found, self._clock())
+            if note is not None and ended != found:
+                await note(db, ended)
+        if ended.status == "cancelled":
+            await self._apply(_end_id(ended))
         return ended
 
     async def set_auto_top_up(self, merchant_id: str, subscription_id: str, credit_bundle_id: str | None) -> Subscription:
@@ -181,7 +194,7 @@ class Subscriptions:
             "auto_top_up": self.bundle_bought,
         }
 
-    async def started(self, db: Any, charge: Charge) -> None:
+    async def started(self, db: Any, charge: Charge) -> Sequence[str]:
         """A start or an upgrade has been paid: it is priced as of its quote and begins now."""
         subject, terms = charge.subject, parse_terms(charge.subject["terms"])
         if not await self._plans.lock_connection(db, subject["connection_id"]):
@@ -193,11 +206,11 @@ class Subscriptions:
         if not change.happens_now or change.amount_cents > charge.captured_cents:
             return await self._to_funds(db, charge, charge.captured_cents)
         owner = _Owner(subject["connection_id"], charge.merchant_id, charge.wallet_id)
-        await self._begin_plan(db, owner, terms, current, change, subject["time_zone"], charge.charge_id)
+        begun = await self._begin_plan(db, owner, terms, current, change, subject["time_zone"], charge.charge_id)
         excess = charge.captured_cents - change.amount_cents + change.leftover_nanos // NANOS_PER_CENT
-        await self._to_funds(db, charge, excess)
+        return [_event_id(begun), *await self._to_funds(db, charge, excess)]
 
-    async def renewed(self, db: Any, charge: Charge) -> None:
+    async def renewed(self, db: Any, charge: Charge) -> Sequence[str]:
         """The next cycle has been paid. One that has passed while its card was tried is not the one that begins."""
         subject = charge.subject
         found = await self._plans.subscription(charge.merchant_id, subject["subscription_id"], db=db, lock=True)
@@ -205,32 +218,37 @@ class Subscriptions:
             return await self._to_funds(db, charge, charge.captured_cents)
         terms, anchor = parse_terms(subject["terms"]), datetime.fromisoformat(subject["anchor"])
         cycle = period_at(anchor, terms.billing_interval, max(self._clock(), found.cycle.end), ZoneInfo(found.time_zone))
-        offers = await self._plans.offers(db, [terms.plan_id])
-        beginning = _renewal(found, terms, anchor, cycle, offers[terms.plan_id], charge.charge_id)
+        top_up = found.auto_top_up_bundle_id
+        if terms.plan_id != found.terms.plan_id:
+            top_up = (await self._plans.offers(db, [terms.plan_id]))[terms.plan_id].auto_top_up_bundle_id
+        beginning = _renewal(found, terms, anchor, cycle, top_up, charge.charge_id)
         if not await self._begin(db, [beginning]):
-            await self._to_funds(db, charge, charge.captured_cents)
+            return await self._to_funds(db, charge, charge.captured_cents)
+        return [_event_id(beginning.after)]
 
-    async def bundle_bought(self, db: Any, charge: Charge) -> None:
+    async def bundle_bought(self, db: Any, charge: Charge) -> Sequence[str]:
         """A bundle has been paid: its credit joins the plan's, for the cycle or for good as the plan says."""
         found = await self._plans.live_subscription(charge.subject["connection_id"], db=db, lock=True)
         if found is None:
             return await self._to_funds(db, charge, charge.captured_cents)
-        await self._funding.grant_bundle(
-            charge.merchant_id, charge.wallet_id, int(charge.subject["credit_nanos"]), "bundle", bundle_credit_id(charge),
-            expires_at=found.cycle.end if "bundle" in found.terms.ends else None, db=db,
-        )  # fmt: skip
+        return [
+            await self._funding.grant_bundle(
+                charge.merchant_id, charge.wallet_id, int(charge.subject["credit_nanos"]), "bundle", bundle_credit_id(charge),
+                expires_at=found.cycle.end if "bundle" in found.terms.ends else None, db=db,
+            )
+        ]  # fmt: skip
 
     async def on_transition(self, db: Any, charge: Charge, old: str, new: str) -> None:
         """For `Charges`: a renewal whose card was declined, or wants its holder, is past due; it is tried again."""
         if charge.purpose == "subscription_renewal" and new in ("declined", "requires_action"):
             await self.mark_past_due(charge.merchant_id, charge.subject["subscription_id"], db=db)
 
-    async def _to_funds(self, db: Any, charge: Charge, cents: int) -> None:
-        """What was paid and buys nothing else."""
-        if cents > 0:
-            await self._funding.fund(
-                charge.merchant_id, charge.wallet_id, nanos_of_cents(cents), "unused_payment", f"unu_{charge.charge_id}", db=db
-            )
+    async def _to_funds(self, db: Any, charge: Charge, cents: int) -> Sequence[str]:
+        """What was paid and buys nothing else; the order's id, if there is anything."""
+        if cents <= 0:
+            return ()
+        nanos, order_id = nanos_of_cents(cents), unused_credit_id(charge)
+        return [await self._funding.fund(charge.merchant_id, charge.wallet_id, nanos, "unused_payment", order_id, db=db)]
 
     # -- the calendar
 
@@ -258,7 +276,9 @@ class Subscriptions:
                 # Cycles that were missed altogether are not made up for: only the one that runs now begins.
                 cycle = period_at(anchor, offer.terms.billing_interval, now, ZoneInfo(subscription.time_zone))
                 if offer.terms.is_free:
-                    beginnings.append(_renewal(subscription, offer.terms, anchor, cycle, offer))
+                    is_same_plan = offer.terms.plan_id == subscription.terms.plan_id
+                    top_up = subscription.auto_top_up_bundle_id if is_same_plan else offer.auto_top_up_bundle_id
+                    beginnings.append(_renewal(subscription, offer.terms, anchor, cycle, top_up))
                 else:
                     unpaid.append(_due(subscription, offer.terms, anchor))
             await self._begin(db, beginnings)
@@ -289,12 +309,6 @@ class Subscriptions:
     async def apply_cycle(self, subscription: Subscription) -> None:
         """Give the credit of a subscription's committed cycle now; the applier does it within a second otherwise."""
         await self._apply(_event_id(subscription))
-
-    async def apply_renewal(self, merchant_id: str, subscription_id: str) -> None:
-        """`apply_cycle` after a charge has been captured."""
-        found = await self._plans.subscription(merchant_id, subscription_id)
-        if found is not None:
-            await self.apply_cycle(found)
 
     async def _apply(self, order_id: str) -> None:
         with suppress(LavaError):  # there was no credit to give, or Redis is away: the applier's turn
@@ -406,13 +420,12 @@ class _Owner:
 
 
 def _renewal(
-    before: Subscription, terms: Terms, anchor: datetime, cycle: Period, offer: Offer, charge_id: str = ""
+    before: Subscription, terms: Terms, anchor: datetime, cycle: Period, auto_top_up_bundle_id: str | None, charge_id: str = ""
 ) -> _Beginning:  # fmt: skip
     """The next cycle of a subscription on what it is sold as from now on."""
-    is_same_plan = terms.plan_id == before.terms.plan_id
     after = replace(
         before, terms=terms, status="active", anchor_at=anchor, cycle=cycle, due_at=cycle.end, pending=None,
-        auto_top_up_bundle_id=before.auto_top_up_bundle_id if is_same_plan else offer.auto_top_up_bundle_id,
+        auto_top_up_bundle_id=auto_top_up_bundle_id,
     )  # fmt: skip
     return _Beginning(
         after=after, before=before, grant_nanos=terms.included_credit_nanos, ends=before.terms.ends,
@@ -471,13 +484,18 @@ def _facts(subscription: Subscription) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def end_facts(ended: Subscription) -> dict[str, str]:
+    """What the audit log says of a cancellation: the status it left, and when the subscription ends or ended."""
+    return {"status": ended.status, "ends_at": (ended.cancelled_at or ended.cycle.end).isoformat()}
+
+
 def public_status(subscription: Subscription) -> Literal["active", "cancelled"]:
     """As the API says it: a subscription whose card is being tried is active."""
     return "cancelled" if subscription.status == "cancelled" else "active"
 
 
 def _event_id(subscription: Subscription) -> str:
-    return f"ren_{subscription.subscription_id}_{_stamp(subscription.cycle.start)}"
+    return cycle_credit_id(subscription.subscription_id, subscription.cycle.start)
 
 
 def _end_id(subscription: Subscription) -> str:

@@ -138,6 +138,8 @@ class ModelPrice:
         keys = set(self.quoted - PLAIN_UNITS)
         if "web_search_requests" in keys:
             keys.update(WEB_SEARCH_UNITS)
+        if "output_image_tokens" in keys:
+            keys.add("images")
         object.__setattr__(self, "special_keys", frozenset(keys))
 
 
@@ -343,10 +345,10 @@ def _cost_with_specials(
                 # Audio billed by the hour: its tokens are in input_tokens, but are not billed a second time.
                 plain -= min(max(0, usage.count(unit)), plain)
             continue
-        amount, from_cache = max(0, usage.count(unit)), max(0, usage.count(cached_unit))
+        amount, from_cache = max(0, usage.count(unit)), max(0, usage.count(cached_unit), usage.overlaps.get(cached_unit, 0))
         if from_cache > min(amount, cached_left):
             from_cache, anomaly = min(amount, cached_left), True
-        # Nobody reports where modality and cache overlap; what does not fit beside the cache must have come from it.
+        # Few report where modality and cache overlap; what does not fit beside the cache must have come from it.
         from_cache = max(from_cache, min(amount - plain, cached_left)) if amount > plain else from_cache
         fresh = amount - from_cache
         if fresh > plain:
@@ -360,6 +362,8 @@ def _cost_with_specials(
     text_out = generated
     for unit in OUTPUT_SUBSETS:
         amount = max(0, usage.count(unit)) if unit in special else 0
+        if unit == "output_image_tokens" and unit in special and unit not in usage.units and usage.count("images"):
+            amount = generated  # an images API, which may leave out that its output is images
         if amount > text_out:
             amount, anomaly = text_out, True
         if amount:

@@ -43,9 +43,13 @@ class Usage:
     cache_write_tokens are subsets of input, reasoning_tokens of output. Other units (audio_seconds, images,
     pages_processed, web_search_requests, provider_cost_usd ...) appear only when the provider reported them. Counts are
     int; seconds and dollars are Decimal, read from the JSON text; `other_models` and the like are nested mappings.
+
+    `overlaps` are counts that only a price asks for, and that no row shows: how much of a kind of input came from the cache
+    (`cached_input_audio_tokens` ...), where the provider says so.
     """
 
     units: Mapping[str, UnitValue] = field(default_factory=dict)
+    overlaps: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     def count(self, name: str) -> int:
         """An integer unit, 0 when absent."""

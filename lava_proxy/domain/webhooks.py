@@ -18,6 +18,7 @@ CUSTOMER_CREATED = "customer.created"
 BALANCE_UPDATED = "customer.wallet.balance.updated"
 CUSTOMER_DELETED = "customer.deleted"
 CUSTOMER_LIMITED = "customer.limited"
+CHARGE_FAILED = "charge.failed"
 SUBSCRIPTION_CREATED: Final = "subscription.created"
 SUBSCRIPTION_RENEWED: Final = "subscription.renewed"
 SUBSCRIPTION_CHANGED: Final = "subscription.changed"
@@ -33,6 +34,7 @@ EVENT_TYPES: tuple[str, ...] = (
     SUBSCRIPTION_RENEWED,
     SUBSCRIPTION_CHANGED,
     SUBSCRIPTION_CANCELLED,
+    CHARGE_FAILED,
 )
 """What an endpoint can select, by the newest names; whoever emits a new type adds it here."""
 

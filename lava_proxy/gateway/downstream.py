@@ -25,6 +25,7 @@ _LOOKED_AT_LENGTHS = frozenset(map(len, (b"host", b"expect", b"content-length", 
 _LINGER_S = 5.0  # after a refusal the rest of the request is read and dropped: a close at once would destroy the answer
 _EARLY_BYTES_MAX = 65_536  # read of another protocol before the answer to the request for it is known
 _ENDED = (0, "", "")  # as a failure that has been answered
+_SMALL_BYTES_MAX = 4096  # pieces of a body that are kept as one: two bytes as an object of their own would take fifty
 _FRAMING_FACTOR = 16  # bytes of chunk framing for one of body: a one-byte chunk takes five; above, it is extensions or trailers
 
 
@@ -41,7 +42,7 @@ class Request:
         self.method = ""
         self.target = b""
         self.headers: Headers = []
-        self.body_parts: list[bytes] = []
+        self.body_parts: list[bytes | bytearray] = []
         self.body_bytes = 0
         self.keep_alive = True
         self.http10 = False
@@ -50,7 +51,19 @@ class Request:
     def body(self) -> bytes:
         """The whole body; the parts are dropped."""
         parts, self.body_parts = self.body_parts, []
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return parts[0] if len(parts) == 1 and isinstance(parts[0], bytes) else b"".join(parts)
+
+    def add(self, data: bytes) -> None:
+        """The next piece of the body."""
+        self.body_bytes += len(data)
+        parts = self.body_parts
+        if len(data) > _SMALL_BYTES_MAX or not parts or (len(parts[-1]) > _SMALL_BYTES_MAX and isinstance(parts[-1], bytes)):
+            parts.append(data)
+            return
+        last = parts[-1]
+        if isinstance(last, bytes):
+            last = parts[-1] = bytearray(last)
+        last += data
 
 
 class Exchange(Protocol):
@@ -75,6 +88,12 @@ class Connections:
         self.start_exchange = start_exchange
         self.open: set[Downstream] = set()
         self.stopping = False
+        self.unread_bytes = 0  # of bodies whose end has not come: nobody has asked yet who sends them
+
+    def make_room(self) -> None:
+        """Give up the body that has been coming for longest: who sends slowly on many connections must not use up the memory."""
+        reading = [connection for connection in self.open if connection.unread_bytes]
+        min(reading, key=lambda connection: connection.body_since).give_up()
 
     def sweep(self, now: float) -> None:
         """Once a second: close what has been idle, slow or stalled for too long."""
@@ -92,9 +111,9 @@ class Downstream(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_continue_due", "_early", "_ended_reading", "_failed", "_framing_bytes", "_in_head", "_limits", "_loop", "_paused",
-        "_receiver", "_request", "_shared", "_since", "_stalled_since", "_upgrade", "exchange", "parser", "queue", "transport",
-        "writable",
+        "_body_framing", "_continue_due", "_early", "_ended_reading", "_failed", "_framing_bytes", "_in_head", "_is_resumed",
+        "_limits", "_loop", "_paused", "_receiver", "_request", "_shared", "_since", "_stalled_since", "_upgrade", "body_since",
+        "exchange", "parser", "queue", "transport", "unread_bytes", "writable",
     )  # fmt: skip
 
     def __init__(self, shared: Connections) -> None:
@@ -115,7 +134,11 @@ class Downstream(asyncio.Protocol):
         self._paused = False
         self._upgrade = False  # a request to switch protocols was the last one read
         self._early = b""  # what came behind it before anybody took it
+        self._body_framing = b""  # of a request that has a body and asks for a protocol that is not spoken here
+        self._is_resumed = False  # its body is being read
         self._receiver: Receiver | None = None
+        self.unread_bytes = 0  # of the body that is coming
+        self.body_since = 0.0
         self._since = self._loop.time()  # of the present wait: for a request, for its rest
         self._stalled_since = 0.0
 
@@ -131,6 +154,7 @@ class Downstream(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         self._shared.open.discard(self)
+        self._body_ended()
         self.queue.clear()
         if self.exchange is not None:
             self.exchange.client_gone()
@@ -161,24 +185,46 @@ class Downstream(asyncio.Protocol):
         if not self._in_head or (self._request is None and not self._framing_bytes):
             self._since = self._loop.time()  # a head has one deadline, however slowly its bytes trickle in
         self._framing_bytes += len(data)
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade = True
-            self._early = data[upgrade.args[0] :]
-            if self.queue:
-                self.queue[-1].upgrade, self.queue[-1].keep_alive = True, False
-        except httptools.HttpParserCallbackError as error:
-            if not isinstance(error.__context__, _Rejected):
-                raise (error.__context__ or error) from None
-        except httptools.HttpParserError as error:
-            self._reject(400, "malformed_http", f"This is not valid HTTP/1.1: {error}.")
+        self._parse(data)
         if self._framing_bytes > self._limits.head_bytes_max:
             self._check_framing()
         if len(self.queue) > 1 and not self._paused and self.transport is not None and self._reads_too_far_ahead():
             self._paused = True
             self.transport.pause_reading()
         self._next()
+
+    def _parse(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+            return
+        except httptools.HttpParserUpgrade as upgrade:
+            rest = data[upgrade.args[0] :]
+        except httptools.HttpParserCallbackError as error:
+            if not isinstance(error.__context__, _Rejected):
+                raise (error.__context__ or error) from None
+            return
+        except httptools.HttpParserError as error:
+            if not self._upgrade:
+                self._reject(400, "malformed_http", f"This is not valid HTTP/1.1: {error}.")
+            return
+        if self._body_framing:
+            self._resume(rest)
+            return
+        self._upgrade = True
+        self._early = rest
+        if self.queue:
+            self.queue[-1].upgrade, self.queue[-1].keep_alive = True, False
+
+    def _resume(self, rest: bytes) -> None:
+        """Read the body of a request that offers another protocol, which is not taken up (RFC 9110 7.8): Java's client sends such.
+
+        llhttp leaves everything behind the head to that protocol, so another parser is told how the body is framed. The connection
+        ends with the answer: what follows the body may be meant for either protocol.
+        """
+        framing, self._body_framing, self._is_resumed = self._body_framing, b"", True
+        self._framing_bytes = len(rest)
+        self.parser = httptools.HttpRequestParser(self)
+        self._parse(b"POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n" + framing + b"\r\n\r\n" + rest)
 
     def _check_framing(self) -> None:
         """Bound a head that does not end, and a body that is all chunk extensions or trailers."""
@@ -195,17 +241,19 @@ class Downstream(asyncio.Protocol):
     # -- httptools callbacks
 
     def on_message_begin(self) -> None:
-        self._request = Request()
-        self._in_head = True
+        if not self._is_resumed:
+            self._request = Request()
+            self._in_head = True
 
     def on_url(self, target: bytes) -> None:
-        assert self._request is not None
-        self._request.target += target
+        if not self._is_resumed:
+            assert self._request is not None
+            self._request.target += target
 
     def on_header(self, name: bytes, value: bytes) -> None:
         request = self._request
         if request is None or not self._in_head:
-            return  # trailers: nothing of ours reads them
+            return  # trailers (or the head that `_resume` makes): nothing of ours reads them
         request.headers.append((name, value))
         if len(request.headers) > self._limits.headers_max:
             self._reject(431, "too_many_headers", f"The request has more than {self._limits.headers_max} header lines.")
@@ -214,6 +262,8 @@ class Downstream(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         request = self._request
         assert request is not None
+        if self._is_resumed:
+            return
         self._in_head = False
         if self._framing_bytes > self._limits.head_bytes_max and _head_bytes(request) > self._limits.head_bytes_max:
             self._reject_head()  # read at one go, so that its size is only seen now
@@ -231,6 +281,7 @@ class Downstream(asyncio.Protocol):
         hosts = 0
         expects = False
         length_line: tuple[bytes, bytes] | None = None
+        body_framing = b""
         for line in request.headers:
             name, value = line
             if len(name) not in _LOOKED_AT_LENGTHS:
@@ -239,7 +290,7 @@ class Downstream(asyncio.Protocol):
             if lowered == b"host":
                 hosts += 1
             elif lowered == b"content-length":
-                length_line = line
+                length_line, body_framing = line, b"content-length: " + value
                 if int(value) > self._limits.body_bytes_max:
                     self._refuse_body()
             elif lowered == b"expect":
@@ -247,11 +298,15 @@ class Downstream(asyncio.Protocol):
             elif lowered == b"transfer-encoding" and (request.http10 or value.strip().lower() != b"chunked"):
                 # RFC 9112 6.1: 1.0 has no transfer codings; llhttp lets pass others before `chunked`, which we do not undo.
                 self._refuse_malformed("The only transfer coding is chunked, and only in HTTP/1.1.")
+            elif lowered == b"transfer-encoding":
+                body_framing = b"transfer-encoding: chunked"
         if length_line is not None:
             # The body says it; without it the heads of like calls are equal, which `head_plans` uses.
             request.headers.remove(length_line)
         if hosts > 1 or (hosts == 0 and not request.http10):
             self._refuse_malformed("A request has exactly one Host header.")
+        if parser.should_upgrade() and not is_upgrade(request):
+            self._body_framing = body_framing
         if expects and not request.http10:
             self._continue_due = True  # said at once, or after the answers to the requests before this one
             self._say_continue()
@@ -260,13 +315,25 @@ class Downstream(asyncio.Protocol):
         request = self._request
         assert request is not None
         self._framing_bytes -= len(data)
-        request.body_bytes += len(data)
+        request.add(data)
         if request.body_bytes > self._limits.body_bytes_max:
             self._refuse_body()
-        request.body_parts.append(data)
+        if not self.unread_bytes:
+            self.body_since = self._loop.time()
+        self.unread_bytes += len(data)
+        self._shared.unread_bytes += len(data)
+        while self._shared.unread_bytes > self._limits.unread_bodies_bytes_max:
+            self._shared.make_room()
+            if self._failed is not None:
+                raise _Rejected
 
     def on_message_complete(self) -> None:
         assert self._request is not None
+        if self._body_framing:
+            return  # only its head: see `_resume`
+        if self._is_resumed:
+            self._is_resumed, self._upgrade, self._request.keep_alive = False, True, False
+        self._body_ended()
         self.queue.append(self._request)
         self._request = None
         self._in_head = True
@@ -405,6 +472,17 @@ class Downstream(asyncio.Protocol):
         if self._failed is None:
             self._failed = (status, code, message)
             self._request = None
+            self._body_ended()
+
+    def _body_ended(self) -> None:
+        """A body is whole, or nothing of it is kept."""
+        self._shared.unread_bytes -= self.unread_bytes
+        self.unread_bytes = 0
+
+    def give_up(self) -> None:
+        """Drop the body that is coming."""
+        self._reject(408, "request_timeout", "The body came too slowly while many others were on their way.")
+        self._next()
 
     def _answer_failed(self) -> None:
         transport = self.transport
@@ -431,6 +509,15 @@ _REASONS = {
     400: b"Bad Request", 405: b"Method Not Allowed", 408: b"Request Timeout", 413: b"Content Too Large",
     431: b"Request Header Fields Too Large",
 }  # fmt: skip
+
+
+def is_upgrade(request: Request) -> bool:
+    """Does a request to switch protocols mean WebSocket? Others are answered as if they had not asked (RFC 9110 7.8)."""
+    return (
+        request.method == "GET"
+        and not request.http10
+        and any(name.lower() == b"upgrade" and b"websocket" in value.lower() for name, value in request.headers)
+    )
 
 
 def _head_bytes(request: Request) -> int:

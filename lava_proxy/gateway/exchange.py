@@ -243,8 +243,8 @@ class Exchange:
         if key is None and provider.override is None and provider.auth != "none":
             names = " or ".join(provider.key_env) or "a provider_key in the token"
             raise CallerError(
-                f"This server has no key for {provider.name}: set {names}, store one with `lava-proxy provider-key set`, "
-                "or put a provider_key into the forward token.",
+                f"This server has no key for {provider.name}: store one under Keys in the dashboard or with `lava-proxy "
+                f"provider-key set`, set {names}, or put a provider_key into the forward token.",
                 code="provider_key_missing",
             )
         return key, "managed"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -40,7 +41,8 @@ class Grants:
         self._unknown_s = cache.unknown_s
         self._known: OrderedDict[bytes, Payer] = OrderedDict()
         self._of_connection: dict[str, set[bytes]] = {}  # which of the known are a connection's
-        # Facts, not the exception: raised again and again it would gather the frames, and so the bodies, of all its callers.
+        # Facts, not the exception: raised again and again it would gather the frames, and so the bodies, of all its callers. And by
+        # the credential's digest: what strangers send may be as long as a head.
         self._refused: dict[bytes, tuple[float, type[CallerError], str, str, int]] = {}
         self._asking: dict[bytes, asyncio.Future[Payer]] = {}
         self._generation = 0
@@ -81,17 +83,26 @@ class Grants:
             )
         rules.check_call(call.model, call.billable, provider.name, *provider.aliases)
 
+    def has_expired(self, rules: KeyRules) -> Forbidden | None:
+        """Why a spend key that was let in is not any more by now; None while it is."""
+        try:
+            rules.check_time(self._clock())
+        except Forbidden as refused:
+            return refused
+        return None
+
     async def resolve(self, credential: bytes) -> Payer:
         """The payer. Raises BadToken (401), Forbidden (403) or StoreError (503, Postgres away and not known yet)."""
         payer = self._known.get(credential)
         if payer is not None:
             return payer
-        refused = self._refused.get(credential)
+        digest = _digest(credential)
+        refused = self._refused.get(digest)
         if refused is not None:
             if refused[0] > self._loop.time():
                 _, kind, message, code, status = refused
                 raise kind(message, code=code, status=status)
-            del self._refused[credential]
+            del self._refused[digest]
         asking = self._asking.get(credential)
         if asking is None:
             asking = self._asking[credential] = self._loop.create_future()
@@ -106,7 +117,7 @@ class Grants:
             if isinstance(error, CallerError) and forgotten == self._forgotten:
                 if len(self._refused) >= self._max:
                     self._refused.clear()
-                self._refused[credential] = (
+                self._refused[_digest(credential)] = (
                     self._loop.time() + self._unknown_s, type(error), error.message, error.code, error.status
                 )  # fmt: skip
             answer.set_exception(error)
@@ -201,3 +212,7 @@ class Grants:
             disable_billing=credential.disable_billing,
             scopes=() if connection.limits is None else (Scope(scope_id=connection.connection_id, limits=connection.limits),),
         )
+
+
+def _digest(credential: bytes) -> bytes:
+    return hashlib.blake2b(credential, digest_size=16).digest()

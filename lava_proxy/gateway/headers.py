@@ -57,6 +57,10 @@ NOT_FOR_UPSTREAM = frozenset(
         b"fastly-client-ip",
         b"fly-client-ip",
         b"cdn-loop",
+        # What a call is and costs follows from its method.
+        b"x-http-method-override",
+        b"x-http-method",
+        b"x-method-override",
     }
 )
 NOT_FOR_UPSTREAM_PREFIXES = (b"x-lava-", b"x-forwarded-", b"proxy-", b"cf-", b"x-envoy-")

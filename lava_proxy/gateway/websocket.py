@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, quote
 
 from lava_proxy import tasks
-from lava_proxy.domain.errors import CallerError, InsufficientFunds
+from lava_proxy.domain.errors import CallerError, InsufficientFunds, StoreError
 from lava_proxy.domain.usage import Outcome
 from lava_proxy.gateway import headers as hygiene
 from lava_proxy.gateway.downstream import Request
@@ -49,15 +49,6 @@ _SCHEME = re.compile(rb"(?i)(?<=[=/])ws(s?)(?=:/|%3a)")
 _REALTIME_ROUTE = b"/v1/realtime"
 _SETUP_BYTES_MAX = 1 << 20
 _UPGRADE_LINES = b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n"
-
-
-def is_upgrade(request: Request) -> bool:
-    """Does a request to switch protocols mean WebSocket? Others are answered as if they had not asked (RFC 9110 7.8)."""
-    return (
-        request.method == "GET"
-        and not request.http10
-        and any(name.lower() == b"upgrade" and b"websocket" in value.lower() for name, value in request.headers)
-    )
 
 
 class UpgradePlan(HeadPlan):
@@ -100,7 +91,10 @@ def session_headers(headers: Headers) -> Headers:
 class WebSocketExchange(Exchange):
     """A session; a plain exchange until `on_switched`."""
 
-    __slots__ = ("_awaits_setup", "_down", "_is_looking", "_is_open", "_is_timed", "_payer", "_session_model", "_setup", "_up")
+    __slots__ = (
+        "_admitted_at", "_awaits_setup", "_credential", "_down", "_is_asking", "_is_looking", "_is_open", "_is_timed", "_payer",
+        "_session_model", "_setup", "_up",
+    )  # fmt: skip
 
     def __init__(self, context: Context, client: Downstream, request: Request) -> None:
         super().__init__(context, client, request)
@@ -110,6 +104,9 @@ class WebSocketExchange(Exchange):
         self._is_looking = False
         self._is_timed = False
         self._payer: Payer | None = None
+        self._credential = b""
+        self._admitted_at = 0  # the generation of what is remembered of the catalogue, when the credential was last found good
+        self._is_asking = False
         self._session_model: str | None = None  # as the provider names it
         self._awaits_setup = False
         self._setup = bytearray()  # of the client, held back until it has named the model
@@ -145,7 +142,7 @@ class WebSocketExchange(Exchange):
     def _inspect(self, route: Route, plan: HeadPlan, payer: Payer) -> Call:
         context, target = self._context, route.target
         call = session_call(target.provider, target.path, target.query, context.settings.reserve.output_tokens_default)
-        self._payer = payer
+        self._payer, self._credential, self._admitted_at = payer, plan.credential, context.grants.generation
         self._awaits_setup = call.api == LIVE
         if payer.rules is not None:
             # Which model it is may only come with the client's first message, and is checked then.
@@ -378,10 +375,11 @@ class WebSocketExchange(Exchange):
     # -- ends
 
     def check(self, now: float) -> None:
-        """One look of the sweeper. A session has no longest time: it ends when both sides are silent."""
+        """One look of the sweeper. A session has no longest time: it ends when both sides are silent, or with its credential."""
         if not self._is_open:
             super().check(now)
             return
+        self._check_credential()
         if self.active:
             self.active = False
             self.quiet_since = now
@@ -393,6 +391,28 @@ class WebSocketExchange(Exchange):
         elif now - self.quiet_since > idle_s:
             message = f"Nothing came from either side for {idle_s} s."
             self._say_goodbye(Outcome.UPSTREAM_TIMEOUT, _GOING_AWAY, 408, "session_idle", message)
+
+    def _check_credential(self) -> None:
+        """A call ends by what it began with; a session could go on for hours after its key was revoked."""
+        payer, grants = self._payer, self._context.grants
+        expired = grants.has_expired(payer.rules) if payer is not None and payer.rules is not None else None
+        if expired is not None:
+            self._refuse(_POLICY, expired.code, expired.message)
+        elif grants.generation != self._admitted_at and not self._is_asking:
+            self._is_asking = True
+            tasks.start("exchange-admission", self._admit_again(grants.generation))
+
+    async def _admit_again(self, generation: int) -> None:
+        try:
+            await self._context.grants.resolve(self._credential)
+        except StoreError:
+            return  # nobody knows: asked again at the next look
+        except CallerError as refused:
+            if self._is_open:
+                self._refuse(_POLICY, refused.code, refused.message)
+        finally:
+            self._is_asking = False
+        self._admitted_at = generation
 
     def stop(self) -> None:
         if not self._is_open:

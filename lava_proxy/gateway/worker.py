@@ -15,14 +15,14 @@ from lava_proxy.billing.charging import Charging
 from lava_proxy.billing.reporting import ProviderName, Reporting
 from lava_proxy.domain.prices import PriceBook
 from lava_proxy.gateway.breaker import Breakers
-from lava_proxy.gateway.downstream import Connections, Downstream, Request
+from lava_proxy.gateway.downstream import Connections, Downstream, Request, is_upgrade
 from lava_proxy.gateway.exchange import Context, Exchange
 from lava_proxy.gateway.grants import Grants
 from lava_proxy.gateway.head_plans import Routes
 from lava_proxy.gateway.refusals import Refusals
 from lava_proxy.gateway.reports import ReportExchange, Reports, report_route
 from lava_proxy.gateway.upstream import Origin, UpstreamPool
-from lava_proxy.gateway.websocket import WebSocketExchange, is_upgrade
+from lava_proxy.gateway.websocket import WebSocketExchange
 from lava_proxy.providers.registry import Registry
 from lava_proxy.settings import Settings
 from lava_proxy.stores.balance_store import BalanceStore

@@ -18,13 +18,14 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from lava_proxy.domain.webhooks import Attempt, Outgoing
-from lava_proxy.wire.addresses import is_literal, is_public
+from lava_proxy.wire.addresses import is_literal, is_metadata, is_public
 from lava_proxy.wire.signature import signature_headers
 from lava_proxy.wire.webhook_body import webhook_body
 
 URL_CHARS_MAX = 2048
 _EXCERPT_BYTES = 1024
 _AUTHORITY_END = re.compile("[/?#]")
+_NUMBER = re.compile("[0-9]+|0[xX][0-9a-fA-F]*")  # as in the WHATWG's URL standard, "ends in a number"
 _ERROR_CHARS_MAX = 300
 
 
@@ -52,8 +53,14 @@ def url_problem(url: str, *, allow_private: bool) -> str | None:
         return "a URL with a fragment"
     if port == 0:
         return "a URL with port 0"
-    if not allow_private and is_literal(parts.host) and not is_public(parts.host):
-        return "at an address that is not public"
+    if is_literal(parts.host):
+        if is_metadata(parts.host):
+            return "at a link-local address, where clouds keep their machines' secrets"
+        if not allow_private and not is_public(parts.host):
+            return "at an address that is not public"
+    elif _NUMBER.fullmatch(parts.host.rstrip(".").rpartition(".")[2]):
+        # Resolvers take such a host for an IPv4 address in another notation, and the connector does not ask ours for it.
+        return "at a host that ends in a number; an IPv4 address is written as four decimal numbers"
     return None
 
 
@@ -145,6 +152,8 @@ class _Resolver(AbstractResolver):
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, family=family)
         addresses = [(str(entry[4][0]), entry[0], entry[2]) for entry in found]
+        if any(is_metadata(address) for address, _, _ in addresses):
+            raise AddressRefused(f"{host} resolves to a link-local address, where clouds keep their machines' secrets.")
         if not self._allow_private and not all(is_public(address) for address, _, _ in addresses):
             raise AddressRefused(f"{host} resolves to an address that is not public.")
         return [

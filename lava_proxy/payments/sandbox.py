@@ -12,7 +12,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, Literal
 
@@ -56,6 +56,23 @@ _NOT_AUTHENTICATED = Decline(
     decline_code="",
     message="The card could not be charged because its holder was not authenticated.",
 )
+
+
+# The key's answer is what makes a payment one: it is written first, and not without the customer.
+_CREATE_PAYMENT = """WITH customer AS (SELECT object_ref FROM sandbox_object WHERE object_ref = $5 AND kind = 'customer'),
+answer AS (INSERT INTO sandbox_answer (key, fingerprint, object_ref, created_at)
+  SELECT $1, $2, $3, $4 FROM customer ON CONFLICT DO NOTHING RETURNING object_ref)
+INSERT INTO sandbox_object SELECT object_ref, 'payment', $5, $6, $4 FROM answer RETURNING true"""
+# A payment, a card, and the answer that a key got before, under the name ''.
+_READ_PAYMENT = """SELECT object_ref, customer_ref, facts, created_at FROM sandbox_object
+WHERE object_ref = $1 AND kind = 'payment' OR object_ref = $2 AND kind = 'method'
+UNION ALL SELECT '', '', jsonb_build_object('fingerprint', fingerprint, 'decline', decline), created_at
+FROM sandbox_answer WHERE key = $3"""
+# The payment as it was read and the key unused, or nothing is written: whoever is second reads again.
+_CONFIRM_PAYMENT = """WITH changed AS (
+  UPDATE sandbox_object SET facts = $3 WHERE object_ref = $1 AND facts = $2 RETURNING object_ref)
+INSERT INTO sandbox_answer SELECT $4, $5, object_ref, $6, $7 FROM changed RETURNING true"""
+_CONFIRM_TRIES_MAX = 20
 
 
 def _utc_now() -> datetime:
@@ -159,38 +176,57 @@ class SandboxProcessor:
         self, *, key: str, customer_ref: str, method_ref: str, amount_cents: int, currency: str, metadata: Mapping[str, str]
     ) -> Payment:
         arguments = ["payment", customer_ref, method_ref, amount_cents, currency, dict(metadata)]
-        async with self._keyed(key, arguments) as (db, known):
-            if known is not None:
-                return self._payment(await self._get(db, "payment", known["object_ref"]))
-            await self._get(db, "customer", customer_ref)
-            ref = _new_ref("pi")
-            facts = {
-                "status": "unconfirmed", "amount": amount_cents, "captured": 0, "currency": currency, "method_ref": method_ref,
-                "metadata": dict(metadata), "attempt_ref": "", "decline": None, "secret": f"{ref}_secret_{secrets.token_hex(12)}",
-                            }  # fmt: skip
-            await self._insert(db, ref, "payment", customer_ref, facts)
-            await self._answer(db, key, arguments, ref)
-            return self._payment(await self._get(db, "payment", ref))
+        ref, now = _new_ref("pi"), self._clock()
+        facts = {
+            "status": "unconfirmed", "amount": amount_cents, "captured": 0, "currency": currency, "method_ref": method_ref,
+            "metadata": dict(metadata), "attempt_ref": "", "decline": None, "secret": f"{ref}_secret_{secrets.token_hex(12)}",
+        }  # fmt: skip
+        async with self._connection() as db:
+            if await db.fetchval(_CREATE_PAYMENT, key, _fingerprint(arguments), ref, now, customer_ref, facts):
+                return self._payment(_Row(object_ref=ref, customer_ref=customer_ref, facts=facts, created_at=now))
+            known = await self._known(db, key, arguments)
+            if known is None:
+                raise _unknown("customer", customer_ref)
+            return self._payment(await self._get(db, "payment", known["object_ref"]))
 
     async def confirm_payment(
         self, payment_ref: str, *, key: str, method_ref: str, off_session: bool, return_url: str | None
     ) -> Outcome:
         arguments = ["confirm", payment_ref, method_ref, off_session, return_url]
         try:
-            async with self._keyed(key, arguments) as (db, known):
-                row = await self._get(db, "payment", payment_ref, lock=True)
-                if known is not None:
-                    return _repeated(known["decline"]) or outcome_of(self._payment(row))
-                if row.facts["status"] not in ("unconfirmed", "declined", "requires_action"):
-                    return Unknown(reason=f"the payment is {row.facts['status']}")
-                method = await self._find(db, "method", method_ref)
-                changes = _attempt(method, row)
-                changed = await self._update(db, row, changes)
-                declined = changes["decline"] and {"attempt_ref": changes["attempt_ref"], **changes["decline"]}
-                await self._answer(db, key, arguments, payment_ref, declined)
-                return outcome_of(self._payment(changed))
+            async with self._connection() as db:
+                for _ in range(_CONFIRM_TRIES_MAX):
+                    outcome = await self._try_to_confirm(db, payment_ref, method_ref, key, arguments)
+                    if outcome is not None:
+                        return outcome
         except (UpstreamError, CallerError) as error:
             return Unknown(reason=error.message)
+        return Unknown(reason="others change this payment all the time")
+
+    async def _try_to_confirm(
+        self, db: Any, payment_ref: str, method_ref: str, key: str, arguments: list[Any]
+    ) -> Outcome | None:  # fmt: skip
+        """What becomes of a payment as it stands; None when another changed it, or used the key, between reading and writing."""
+        rows = {row["object_ref"]: row for row in await db.fetch(_READ_PAYMENT, payment_ref, method_ref, key)}
+        answer, found, card = (rows.get(name) for name in ("", payment_ref, method_ref))
+        if found is None:
+            raise _unknown("payment", payment_ref)
+        row = _row(found)
+        if answer is not None:
+            _check_fingerprint(answer["facts"]["fingerprint"], arguments)
+            return _repeated(answer["facts"]["decline"]) or outcome_of(self._payment(row))
+        if row.facts["status"] not in ("unconfirmed", "declined", "requires_action"):
+            return Unknown(reason=f"the payment is {row.facts['status']}")
+        changes = _attempt(None if card is None else _row(card), row)
+        changed = replace(row, facts=row.facts | changes)
+        declined = changes["decline"] and {"attempt_ref": changes["attempt_ref"], **changes["decline"]}
+        try:
+            done = await db.fetchval(
+                _CONFIRM_PAYMENT, payment_ref, row.facts, changed.facts, key, _fingerprint(arguments), declined, self._clock()
+            )
+        except asyncpg.UniqueViolationError:
+            return None
+        return outcome_of(self._payment(changed)) if done else None
 
     async def payment(self, payment_ref: str) -> Payment:
         async with self._transaction() as db:
@@ -295,8 +331,14 @@ class SandboxProcessor:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Any]:
+        async with self._connection() as db, db.transaction():
+            yield db
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[Any]:
+        """For statements that each stand alone."""
         try:
-            async with self._pool.acquire(timeout=10) as db, db.transaction():
+            async with self._pool.acquire(timeout=10) as db:
                 yield db
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise UpstreamError(
@@ -308,26 +350,29 @@ class SandboxProcessor:
         """A transaction that no other of the same key runs beside, and the answer the key got before."""
         async with self._transaction() as db:
             await db.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"sandbox:{key}")
-            known = await db.fetchrow("SELECT fingerprint, object_ref, decline FROM sandbox_answer WHERE key = $1", key)
-            if known is not None and known["fingerprint"] != _fingerprint(arguments):
-                raise Conflict("This key was used with other arguments.", code="idempotency_error")
-            yield db, None if known is None else dict(known)
+            yield db, await self._known(db, key, arguments)
 
-    async def _answer(
-        self, db: Any, key: str, arguments: list[Any], object_ref: str, decline: dict[str, Any] | None = None
-    ) -> None:
+    async def _known(self, db: Any, key: str, arguments: list[Any]) -> dict[str, Any] | None:
+        """The answer that a key got before. Raises Conflict when that was to other arguments."""
+        known = await db.fetchrow("SELECT fingerprint, object_ref, decline FROM sandbox_answer WHERE key = $1", key)
+        if known is None:
+            return None
+        _check_fingerprint(known["fingerprint"], arguments)
+        return dict(known)
+
+    async def _answer(self, db: Any, key: str, arguments: list[Any], object_ref: str) -> None:
         await db.execute(
-            "INSERT INTO sandbox_answer VALUES ($1, $2, $3, $4, $5)",
-            key, _fingerprint(arguments), object_ref, decline, self._clock(),
+            "INSERT INTO sandbox_answer (key, fingerprint, object_ref, created_at) VALUES ($1, $2, $3, $4)",
+            key, _fingerprint(arguments), object_ref, self._clock(),
         )  # fmt: skip
 
     async def _insert(self, db: Any, ref: str, kind: str, customer_ref: str, facts: dict[str, Any]) -> None:
         await db.execute("INSERT INTO sandbox_object VALUES ($1, $2, $3, $4, $5)", ref, kind, customer_ref, facts, self._clock())
 
     async def _update(self, db: Any, row: _Row, changes: dict[str, Any]) -> _Row:
-        facts = row.facts | changes
-        await db.execute("UPDATE sandbox_object SET facts = $2 WHERE object_ref = $1", row.object_ref, facts)
-        return _Row(object_ref=row.object_ref, customer_ref=row.customer_ref, facts=facts, created_at=row.created_at)
+        changed = replace(row, facts=row.facts | changes)
+        await db.execute("UPDATE sandbox_object SET facts = $2 WHERE object_ref = $1", row.object_ref, changed.facts)
+        return changed
 
     async def _find(self, db: Any, kind: str, ref: str, *, lock: bool = False) -> _Row | None:
         row = await db.fetchrow(
@@ -341,12 +386,25 @@ class SandboxProcessor:
     async def _get(self, db: Any, kind: str, ref: str, *, lock: bool = False) -> _Row:
         row = await self._find(db, kind, ref, lock=lock)
         if row is None:
-            raise NotFound(f"The sandbox processor knows no {kind} {ref[:60]!r}.")
+            raise _unknown(kind, ref)
         return row
 
 
 def _new_ref(prefix: str) -> str:
     return f"{prefix}_sbx_{secrets.token_hex(12)}"
+
+
+def _unknown(kind: str, ref: str) -> NotFound:
+    return NotFound(f"The sandbox processor knows no {kind} {ref[:60]!r}.")
+
+
+def _row(found: Mapping[str, Any]) -> _Row:
+    return _Row(**{name: found[name] for name in _Row.__slots__})
+
+
+def _check_fingerprint(known: str, arguments: list[Any]) -> None:
+    if known != _fingerprint(arguments):
+        raise Conflict("This key was used with other arguments.", code="idempotency_error")
 
 
 def _fingerprint(arguments: list[Any]) -> str:

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from lava_proxy.domain.usage import Usage, token_usage
+from lava_proxy.providers.openai_chat import cost_usd
 from lava_proxy.providers.usage_reader import UsageReader, count, items, mapping, present, text_values
 from lava_proxy.wire import json_scan
+
+_INPUTS = ("input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
 
 _FACTS = ("inference_geo", "speed")
 """Where it ran and how fast: both have prices of their own. https://platform.claude.com/docs/en/about-claude/pricing"""
@@ -39,9 +42,9 @@ class MessagesReader(UsageReader):
         if kind == "message_start":
             message = mapping(event.get("message"))
             self.identify(message.get("model"), message.get("id"))
-            self._merge(message.get("usage"))
+            self._merge(message.get("usage"), data)
         elif kind == "message_delta":
-            self._merge(event.get("usage"))
+            self._merge(event.get("usage"), data)
             self.final = self.final or mapping(event.get("delta")).get("stop_reason") is not None
         elif kind == "message_stop":
             self.terminal = True
@@ -53,14 +56,18 @@ class MessagesReader(UsageReader):
     def document(self, document: Mapping[str, Any], raw: bytes) -> None:
         self.error = document.get("type") == "error" or bool(document.get("error"))
         self.identify(document.get("model"), document.get("id"))
-        self._merge(document.get("usage"))
+        self._merge(document.get("usage"), raw)
         self.final = self.usage is not None
 
-    def _merge(self, raw_usage: object) -> None:
-        """Fold one event's usage in; the same one twice changes nothing."""
+    def _merge(self, raw_usage: object, raw: bytes) -> None:
+        """Fold one event's usage in; the same one twice changes nothing. `raw` is where it stands."""
         if not isinstance(raw_usage, dict):
             return
-        self._merged = {**self._merged, **{key: value for key, value in raw_usage.items() if value is not None}}
+        told = {key: value for key, value in json_scan.exact(raw, "usage", raw_usage).items() if value is not None}
+        if not any(count(told, name) for name in _INPUTS):
+            # No prompt is empty: hosts that speak this API fill in zeros where they repeat nothing.
+            told = {key: value for key, value in told.items() if key not in _INPUTS or key not in self._merged}
+        self._merged = {**self._merged, **told}
         self.usage = self.read_usage(self._merged)
         self.facts = tuple((name, value) for name in _FACTS if isinstance(value := self._merged.get(name), str))
         self.identify(None, None, self._merged.get("service_tier"))
@@ -117,11 +124,12 @@ def messages_usage(raw_usage: Mapping[str, Any]) -> Usage | None:
             web_search_requests=count(server_tools, "web_search_requests"),
             web_fetch_requests=count(server_tools, "web_fetch_requests"),
             other_models=_other_models(iterations),
+            provider_cost_usd=cost_usd(raw_usage),  # OpenRouter's
         ),
     )
 
 
-_COUNTS = ("input_tokens", "output_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+_COUNTS = (*_INPUTS, "output_tokens")
 
 
 def _greater(raw_usage: Mapping[str, Any], iterations: list[Mapping[str, Any]], name: str) -> int:
@@ -144,7 +152,9 @@ def _other_models(iterations: list[Mapping[str, Any]]) -> dict[str, dict[str, in
             "cache_write_tokens": cache_write,
             "reasoning_tokens": count(mapping(iteration.get("output_tokens_details")), "thinking_tokens"),
         }
-        known = models.setdefault(model, dict.fromkeys(units, 0))
+        written_1h = count(mapping(iteration.get("cache_creation")), "ephemeral_1h_input_tokens")
+        units.update({"cache_write_1h_tokens": written_1h} if written_1h else {})
+        known = models.setdefault(model, {})
         for name, value in units.items():
-            known[name] += value
+            known[name] = known.get(name, 0) + value
     return models

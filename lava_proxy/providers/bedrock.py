@@ -20,6 +20,9 @@ from lava_proxy.wire import json_scan
 GUARDRAIL = "guardrail"
 """Guardrails are billed in text units of their own, next to the tokens."""
 
+SERVER_TOOLS = "server_tools"
+"""Nova's own tools (web grounding) are billed by the request; `serverToolUsage` counts them."""
+
 _METRICS = "amazon-bedrock-invocationMetrics"
 _MESSAGES_EVENTS = ("message_start", "message_delta", "message_stop", "error")
 _STOPS = ("stop_reason", "completionReason", "finish_reason", "stopReason")
@@ -50,8 +53,9 @@ class ConverseReader(UsageReader):
         self.usage = self.read_usage(mapping(document.get("usage"))) or self.usage
         self.final = self.usage is not None
         self.identify(None, None, mapping(document.get("serviceTier")).get("type"))
-        if mapping(document.get("trace")).get("guardrail"):
-            self.unseen = (GUARDRAIL,)
+        guarded = (GUARDRAIL,) if mapping(document.get("trace")).get("guardrail") else ()
+        searched = (SERVER_TOOLS,) if _is_any_positive(mapping(document.get("usage")).get("serverToolUsage")) else ()
+        self.unseen = (*guarded, *searched)
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         return converse_usage(raw_usage)
@@ -86,7 +90,7 @@ class InvokeReader(MessagesReader):
             is_text = super().event(name, data)
         else:
             is_text = event.get("is_finished") is not True  # Cohere's last event repeats the whole text
-            self._read(event)
+            self._read(event, data)
         metrics = event.get(_METRICS)
         if isinstance(metrics, dict):
             self.terminal = True
@@ -94,10 +98,10 @@ class InvokeReader(MessagesReader):
         return is_text
 
     def document(self, document: Mapping[str, Any], raw: bytes) -> None:
-        self._read(document)
+        self._read(document, raw)
         self.final = self.usage is not None
 
-    def _read(self, body: Mapping[str, Any]) -> None:
+    def _read(self, body: Mapping[str, Any], raw: bytes) -> None:
         self.identify(body.get("model"), body.get("id"))
         raw_usage = body.get("usage") or mapping(body.get("metadata")).get("usage")
         if isinstance(raw_usage, dict):
@@ -106,11 +110,12 @@ class InvokeReader(MessagesReader):
             elif "prompt_tokens" in raw_usage:
                 self.usage = chat_usage(raw_usage)
             else:
-                self._merge(raw_usage)
+                self._merge(raw_usage, raw)
         self._count(body)
         images = body.get("images")
-        if self.usage is None and isinstance(images, list) and images:
-            self.usage = Usage({"images": len(images)})
+        made = sum(image is not None for image in images) if isinstance(images, list) else 0  # null: filtered
+        if self.usage is None and made:
+            self.usage = Usage({"images": made})
         guardrail = mapping(mapping(body.get("amazon-bedrock-trace")).get("guardrail"))
         is_intervened = body.get("amazon-bedrock-guardrailAction") == "INTERVENED"
         if guardrail or is_intervened:
@@ -125,7 +130,7 @@ class InvokeReader(MessagesReader):
         """Llama's and Titan's counts stand in the body itself; in streams they are cumulative."""
         read = _latest(body, "prompt_token_count", "inputTextTokenCount")
         generated = _latest(body, "generation_token_count", "totalOutputTextTokenCount")
-        results = items(body.get("results"))
+        results = [result for result in items(body.get("results")) if "tokenCount" in result]  # a reranking's have none
         if results and generated is None:
             generated = sum(count(result, "tokenCount") for result in results)
         if read is not None:
@@ -139,6 +144,13 @@ class InvokeReader(MessagesReader):
         super().settle()
         if self.usage is None and self._metrics is not None:
             self.usage, self.final = self._metrics, True
+
+
+def _is_any_positive(value: object) -> bool:
+    """Is there a number above 0 anywhere within?"""
+    if isinstance(value, dict | list):
+        return any(_is_any_positive(item) for item in (value.values() if isinstance(value, dict) else value))
+    return bool(count_or_none(value))
 
 
 def _latest(body: Mapping[str, Any], *names: str) -> int | None:

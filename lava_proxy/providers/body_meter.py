@@ -325,9 +325,21 @@ class _Document:
             reader.document(document, raw)
             reader.terminal = True
             reader.settle()
+        elif not self._head and (events := _lines_of(raw)):
+            for event in events:
+                reader.event("", event)
+            reader.settle()
         elif self._head:
             reader.fragment(raw, is_final=is_closed)
             reader.terminal = is_closed
+
+
+def _lines_of(raw: bytes) -> list[bytes]:
+    """The lines of JSON that a body is, whatever it is called; none when its first line is no object of its own."""
+    first, end, _ = raw.partition(b"\n")
+    if not end or not first.rstrip().endswith(b"}") or not isinstance(json_scan.loads(first), dict):
+        return []
+    return [line.strip() for line in raw.split(b"\n") if line.strip()]
 
 
 _Framing = _Events | _Array | _Document | _Frames | _PlainText

@@ -42,7 +42,9 @@ HIDDEN_PROMPT_TOKENS = 1_024
 
 CHOICES_MAX = 128
 
-EMBEDDING_APIS = frozenset({"embeddings", "embedContent", "predict", "embed", "ollama_embed", "watsonx_embeddings"})
+EMBEDDING_APIS = frozenset(
+    {"embeddings", "embedContent", "cachedContents", "predict", "embed", "ollama_embed", "watsonx_embeddings"}
+)
 """They generate nothing."""
 
 _NESTED_LIMITS = {
@@ -50,6 +52,7 @@ _NESTED_LIMITS = {
     "converse": ("inferenceConfig", "additionalModelRequestFields"),
     "invoke": ("inferenceConfig", "textGenerationConfig"),
     "cohere_chat": (),
+    "interactions": ("generation_config",),
     "ollama": ("options",),
     "watsonx": ("parameters",),
     "predictions": ("input",),
@@ -68,7 +71,7 @@ _LIMITS = (
     "max_output_tokens",
 )
 
-_STORED_INPUT = ("previous_response_id", "conversation", "cachedContent", "cached_content")
+_STORED_INPUT = ("previous_response_id", "previous_interaction_id", "conversation", "cachedContent", "cached_content")
 _URL_KEYS = frozenset({"url", "image_url", "file_url", "file_id", "fileUri", "file_uri", "file", "video_url"})
 _MIME_KEYS = ("mimeType", "mime_type", "media_type")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{256}")

@@ -19,8 +19,10 @@ TOKEN_APIS = frozenset(
         "generateContent",
         "streamGenerateContent",
         "embedContent",
+        "cachedContents",
         "predict",
         "agents",
+        "interactions",
         "runs",
         "converse",
         "invoke",
@@ -41,10 +43,13 @@ MEDIA_APIS = frozenset(
 )
 """Billed by the image, character, second, page or document as well, asked with JSON, a form or the audio itself."""
 
-FETCH_APIS = frozenset({"responses_retrieve", "predictions_retrieve"})
+FETCH_APIS = frozenset({"responses_retrieve", "predictions_retrieve", "interactions_retrieve", "runs_retrieve"})
 """Reading a job that an earlier call started: billed by its id, once, where it shows the job's usage."""
 
 FREE_APIS = frozenset({"models", "moderations", "count_tokens", "read"})
+
+_CHAT_PUBLISHERS = frozenset({"mistralai", "ai21", "meta", "deepseek-ai", "qwen", "openai", "moonshotai", "zai-org", "minimaxai"})
+"""Of models at Vertex whose bodies are OpenAI's chat. https://docs.cloud.google.com/vertex-ai/generative-ai/docs/partner-models"""
 
 _GOOGLE_METHODS = {
     "generateContent": "generateContent",
@@ -55,6 +60,7 @@ _GOOGLE_METHODS = {
     "predictLongRunning": "videos",
     "countTokens": "count_tokens",
     "computeTokens": "count_tokens",
+    "fetchPredictOperation": "read",  # Veo's, whose order was billed
 }
 
 _SUFFIXES = (
@@ -83,6 +89,8 @@ _SUFFIXES = (
     ("/v2/chat", "cohere_chat"),
     ("/v1/embed", "embed"),
     ("/v2/embed", "embed"),
+    ("/cachedContents", "cachedContents"),
+    ("/interactions", "interactions"),
     ("/api/chat", "ollama"),
     ("/api/generate", "ollama"),
     ("/api/embed", "ollama_embed"),
@@ -119,9 +127,15 @@ _RESPONSE_ITEM = re.compile(r"/responses/[^/]+$")
 _PREDICTION_ITEM = re.compile(r"/predictions/[^/]+$")
 _UPLOAD = re.compile(r"/(?:files|uploads)(?:/[^/]+(?:/(?:parts|complete|cancel))?)?$")
 _VIDEO_REMIX = re.compile(r"/videos/[^/]+/remix$")
-_CANCEL = re.compile(r"/(responses|predictions)/[^/]+/cancel$")
+_INTERACTION_ITEM = re.compile(r"/interactions/[^/]+$")
+_RUN_ITEM = re.compile(r"/threads/[^/]+/runs/[^/]+$")
+_CANCEL = re.compile(r"/(responses|predictions|interactions|runs)/[^/]+/cancel$")
 _GOOGLE_CALL = re.compile(r"/([^/]+?)(?::|%3[Aa])([A-Za-z]+)$")
 _MODEL_ID_MAX = 256
+_DECODINGS_MAX = 3
+_PARAMETERS = re.compile(r";[^/]*")
+_SLASHES = re.compile(r"[/\\]+")
+_END = re.compile(r"[?#\0]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,10 +153,39 @@ class Endpoint:
 
 @lru_cache(maxsize=1024)
 def endpoint_of(method: str, path: str, query: str) -> Endpoint:
-    """The endpoint of a request; api `other` for what is not known, `read` for reading, deleting and uploading (free)."""
-    path = path.rstrip("/")
-    if method != "POST":
-        return _not_posted(method, path, query)
+    """The endpoint of a request; api `other` for what is not known, `read` for reading, deleting and uploading (free).
+
+    Servers read a path more kindly than it is written. What costs nothing as it stands is looked at as they may take it: else an
+    escaped or a capital letter would make any call one that is not metered.
+    """
+    path = _SLASHES.sub("/", path).rstrip("/")
+    found = _endpoint(method, path, query)
+    if _is_metered(found):
+        return found
+    plain = _plain(path)
+    return next(
+        (other for other in (_endpoint(method, plain, query), _endpoint(method, plain.lower(), query)) if _is_metered(other)), found
+    )
+
+
+def _endpoint(method: str, path: str, query: str) -> Endpoint:
+    return _posted(path) if method == "POST" else _not_posted(method, path, query)
+
+
+def _is_metered(endpoint: Endpoint) -> bool:
+    return endpoint.billable and endpoint.api != "other"
+
+
+def _plain(path: str) -> str:
+    """A path without escapes, segments' parameters, doubled slashes, space at its end and what a later decoding would cut off."""
+    for _ in range(_DECODINGS_MAX):
+        path, before = unquote(path), path
+        if path == before:
+            break
+    return _SLASHES.sub("/", _PARAMETERS.sub("", _END.split(path, 1)[0])).rstrip("/ \t\r\n.")
+
+
+def _posted(path: str) -> Endpoint:
     bedrock = _BEDROCK_MODEL.search(path)
     if bedrock is not None:
         return _bedrock_call(path, unquote(bedrock[1])[:_MODEL_ID_MAX])
@@ -182,6 +225,10 @@ def _not_posted(method: str, path: str, query: str) -> Endpoint:
         return Endpoint(api="read")
     if _RESPONSE_ITEM.search(path):
         return Endpoint(api="responses_retrieve", stream=dict(parse_qsl(query)).get("stream") == "true")
+    if _INTERACTION_ITEM.search(path):
+        return Endpoint(api="interactions_retrieve", stream=dict(parse_qsl(query)).get("stream") == "true")
+    if _RUN_ITEM.search(path):
+        return Endpoint(api="runs_retrieve", stream=False)
     if _PREDICTION_ITEM.search(path):
         return Endpoint(api="predictions_retrieve", stream=False)
     if path.endswith("/models") or "/models/" in path:
@@ -192,6 +239,8 @@ def _not_posted(method: str, path: str, query: str) -> Endpoint:
 def _bedrock_call(path: str, model: str) -> Endpoint:
     verb = path.rpartition("/")[2]
     api = {"converse": "converse", "invoke": "invoke", "count": "count_tokens"}[verb.partition("-")[0]]
+    if api == "invoke" and ".rerank" in model:
+        return Endpoint(api="rerank", model=model, stream=False)
     return Endpoint(api=api, model=model, stream=verb.endswith("-stream"))
 
 
@@ -200,7 +249,8 @@ def _google_call(path: str, model: str, verb: str) -> Endpoint:
         if model == "count-tokens":
             return Endpoint(api="count_tokens", model=model)
         # Vertex carries the publishers' own bodies unchanged.
-        api = {"anthropic": "messages", "mistralai": "chat"}.get(_publisher(path), "other")
+        publisher = _publisher(path)
+        api = "messages" if publisher == "anthropic" else "chat" if publisher in _CHAT_PUBLISHERS else "other"
         return Endpoint(api=api, model=model, stream=True if verb == "streamRawPredict" else None)
     api = _GOOGLE_METHODS.get(verb, "other")
     if api == "predict" and model.startswith("imag"):

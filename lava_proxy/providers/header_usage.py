@@ -8,6 +8,9 @@ from lava_proxy.domain.usage import Usage, token_usage
 from lava_proxy.providers.usage_reader import COUNT_MAX
 
 _BEDROCK = b"x-amzn-bedrock-"
+_TIERS = (b"x-amzn-bedrock-service-tier", b"x-gemini-service-tier")
+"""https://docs.aws.amazon.com/bedrock/latest/userguide/service-tiers-inference.html"""
+
 _CHARACTERS = (b"character-cost", b"dg-char-count")
 """ElevenLabs (https://elevenlabs.io/docs/api-reference/introduction, "Tracking generation costs") and Deepgram's speak
 (https://developers.deepgram.com/docs/tts-rest) name the characters that they bill."""
@@ -22,6 +25,14 @@ def header_usage(api: str, headers: Iterable[tuple[bytes, bytes]]) -> Usage | No
         for name, value in headers:
             if name.lower() in _CHARACTERS and (characters := _count(value)):
                 return Usage({"input_characters": characters})
+    return None
+
+
+def header_service_tier(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The tier in a response's head, other than the usual one; a tier that the body names wins over it."""
+    for name, value in headers:
+        if name.lower() in _TIERS and value.strip().lower() not in (b"", b"standard", b"default"):
+            return value.strip().decode("latin-1")[:64]
     return None
 
 

@@ -7,6 +7,7 @@ provider's name picks the dialect. A host's `family` in providers.toml only says
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -17,7 +18,7 @@ from lava_proxy.providers.base import Call, Meter, Provider, Relay
 from lava_proxy.providers.body_meter import BodyMeter, FixedMeter
 from lava_proxy.providers.ceilings import DEFAULT_OUTPUT_TOKENS_MAX, ceiling, names_a_limit
 from lava_proxy.providers.endpoints import FETCH_APIS, MEDIA_APIS, TOKEN_APIS, Endpoint, endpoint_of
-from lava_proxy.providers.header_usage import header_usage
+from lava_proxy.providers.header_usage import header_service_tier, header_usage
 from lava_proxy.providers.media_requests import media_request
 from lava_proxy.providers.readers import reader_of
 from lava_proxy.providers.usage_chunk import UsageChunkFilter, ask_for_usage
@@ -25,6 +26,7 @@ from lava_proxy.providers.usage_reader import mapping
 from lava_proxy.wire import json_scan
 
 _NEEDS_MODEL = frozenset({"chat", "completions", "responses", "embeddings", "messages"})
+_BACKGROUND_APIS = ("responses", "interactions")
 _MODEL_BYTES_MAX = 256
 _PRICED_BY = ("inference_geo", "speed")  # Anthropic's
 
@@ -52,7 +54,9 @@ class ModelApis:
             return _unmetered_call(endpoint, content_type, body)
         document = _json_object(endpoint, content_type, body)
         if document is None:
-            return _unmetered_call(endpoint, content_type, body)
+            # Some servers look at no content type and read more than is JSON: what they answer is metered, so it is held for too.
+            unread = ceiling(endpoint.api, body, {}, self._default_output_tokens_max)
+            return replace(_unmetered_call(endpoint, content_type, body), ceiling=unread)
         model = endpoint.model or _model_in(endpoint, document)
         stream = endpoint.stream
         if stream is None:
@@ -69,7 +73,7 @@ class ModelApis:
             ceiling=ceiling(endpoint.api, body, document, self._default_output_tokens_max),
             service_tier=_service_tier(document),
             facts=facts_of({name: document.get(name) for name in _PRICED_BY}),
-            deferred=endpoint.api == "predictions" or (endpoint.api == "responses" and document.get("background") is True),
+            deferred=endpoint.api == "predictions" or (endpoint.api in _BACKGROUND_APIS and document.get("background") is True),
             open_ended=stream and not names_a_limit(endpoint.api, document),
         )
 
@@ -93,7 +97,7 @@ class ModelApis:
             if reported is not None:
                 return FixedMeter(reported, Provenance.PROVIDER_FINAL)
             return FixedMeter(call.asked, Provenance.ESTIMATED) if call.asked.units else FixedMeter()
-        reader.header_usage = reported
+        reader.header_usage, reader.service_tier = reported, header_service_tier(headers)
         return BodyMeter(reader, content_encoding, content_type)
 
     def relay(self, call: Call) -> Relay | None:
@@ -119,6 +123,8 @@ def _json_object(endpoint: Endpoint, content_type: str, body: bytes) -> Mapping[
 
 def _model_in(endpoint: Endpoint, document: Mapping[str, Any]) -> str | None:
     model = document.get("model") or document.get("model_id")  # watsonx
+    if endpoint.api == "interactions":
+        model = model or document.get("agent")
     if isinstance(model, str) and 0 < len(model) <= _MODEL_BYTES_MAX:
         return model
     if endpoint.api not in _NEEDS_MODEL or (endpoint.api == "responses" and isinstance(document.get("prompt"), dict)):

@@ -1,14 +1,15 @@
 """OpenAI's chat completions, completions and embeddings, and the dialects that a hundred hosts speak of them.
 
 Usage comes in the body, or in a stream on a chunk with `choices: []` (only when asked for), on the last chunk (Mistral,
-DeepSeek, Together), under `x_groq` (Groq) or cumulatively on every chunk (Perplexity, vLLM's continuous_usage_stats):
-the last one wins.
+DeepSeek, Together), in its choice (Moonshot), under `x_groq` (Groq) or cumulatively on every chunk (Perplexity, vLLM's
+continuous_usage_stats): the last one wins.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Literal
 
 from lava_proxy.domain.usage import Usage, token_usage
@@ -23,14 +24,20 @@ from lava_proxy.providers.usage_reader import (
     text_values,
 )
 from lava_proxy.wire import json_scan
+from lava_proxy.wire.sse import names_an_error
 
 Dialect = Literal["openai", "reasoning_outside", "total_minus_prompt"]
 """How completion_tokens is meant. `openai`: it includes the reasoning, except when the total shows that it does not
 (xAI adds it: total = prompt + completion + reasoning in 32 of 32 answers seen). `reasoning_outside`: Vercel's gateway
-with Gemini reports more reasoning than completion, and a total without it. `total_minus_prompt`: Google's
-OpenAI-compatible endpoint hides the thinking tokens, and only the total counts them."""
+with Gemini reports more reasoning than completion, and a total without it; so does Perplexity's deep research, which
+bills it beside the completion (https://docs.perplexity.ai/getting-started/pricing). Elsewhere a little more reasoning than
+completion is another count of the same tokens. `total_minus_prompt`: Google's OpenAI-compatible endpoint hides the
+thinking tokens, and only the total counts them."""
 
-USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*\{')
+USAGE_OBJECT = re.compile(rb'"usage"\s*:\s*\{(?!\s*\})')
+"""A usage that has members: an empty one says nothing, and hides none that was said before."""
+
+_SEARCH_MODEL = re.compile(r"-search-(?:preview|api)")
 
 _NOT_ALL_GENERATED = (b"url_citation", b"executed_tools")
 """Marks of chunks that quote what a search found (OpenRouter, Groq). Perplexity, besides, repeats the whole message in
@@ -53,7 +60,7 @@ class ChatReader(UsageReader):
             (b'"usage"' in block and USAGE_OBJECT.search(block) is not None)
             or b'"error"' in block
             or b"[DONE]" in block
-            or b"event: error" in block
+            or names_an_error(block)
             or any(mark in block for mark in _NOT_ALL_GENERATED)
         )
 
@@ -61,7 +68,7 @@ class ChatReader(UsageReader):
         if data.strip() == b"[DONE]":
             self.terminal = True
             return False
-        has_usage = USAGE_OBJECT.search(data) is not None
+        has_usage = b'_tokens"' in data and USAGE_OBJECT.search(data) is not None
         if has_usage:
             self._latest = data  # parsing all of a cumulative stream's usages would be waste: the last one wins
         is_text = not any(mark in data for mark in _NOT_ALL_GENERATED) and not (has_usage and b'"message"' in data)
@@ -88,27 +95,31 @@ class ChatReader(UsageReader):
             self.fragment(raw, is_final=False)  # cut short, or too large to keep: the stream's end says which
 
     def _usage_chunk(self, chunk: Mapping[str, Any], raw: bytes) -> None:
+        choices = items(chunk.get("choices"))
         raw_usage = chunk.get("usage") or mapping(chunk.get("x_groq")).get("usage")
         if not isinstance(raw_usage, dict):
-            return
-        usage = self.read_usage(json_scan.exact(raw, "usage", raw_usage))
-        if usage is None:
+            # Moonshot: https://github.com/earendil-works/pi/issues/2017
+            raw_usage = next((choice["usage"] for choice in choices if isinstance(choice.get("usage"), dict)), None)
+        usage = None if raw_usage is None else self.read_usage(json_scan.exact(raw, "usage", raw_usage))
+        if raw_usage is None or usage is None:
             return
         self.usage = usage
-        choices = items(chunk.get("choices"))
+        self.unseen = unseen_sources(raw_usage, chunk.get("model"))
         is_done = chunk.get("object") == "chat.completion.done"
         self.final = is_done or not choices or any(choice.get("finish_reason") for choice in choices)
         self.terminal = self.terminal or is_done
         self.identify(chunk.get("model"), chunk.get("id"), chunk.get("service_tier") or raw_usage.get("service_tier"))
 
     def document(self, document: Mapping[str, Any], raw: bytes) -> None:
-        self.error = bool(document.get("error"))
+        # MiniMax answers 200 with a status of its own: https://platform.minimax.io/docs/api-reference/errorcode
+        self.error = bool(document.get("error")) or count(mapping(document.get("base_resp")), "status_code") > 0
         raw_usage = document.get("usage")
         tier = document.get("service_tier") or mapping(raw_usage).get("service_tier")
         self.identify(document.get("model"), document.get("id"), tier)
         if isinstance(raw_usage, dict):
             self.usage = self.read_usage(json_scan.exact(raw, "usage", raw_usage))
             self.final = self.usage is not None
+            self.unseen = unseen_sources(raw_usage, document.get("model"))
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         return chat_usage(raw_usage, self._dialect)
@@ -162,6 +173,9 @@ def chat_usage(raw_usage: Mapping[str, Any], dialect: Dialect = "openai") -> Usa
         output_tokens += reasoning  # xAI
     elif total is not None and audio and total == input_tokens + output_tokens + audio:
         input_tokens += audio  # Mistral counts audio beside the prompt
+    elif total is not None and not audio and raw_usage.get("prompt_audio_seconds") and total > input_tokens + output_tokens:
+        audio = total - input_tokens - output_tokens  # and sometimes says only its seconds
+        input_tokens += audio
     return token_usage(
         input_tokens,
         output_tokens,
@@ -213,12 +227,32 @@ def stated_cost(raw_usage: Mapping[str, Any]) -> dict[str, Any]:
     """
     if _STATED.isdisjoint(raw_usage):
         return {}
-    cost = raw_usage.get("cost")
     server_tools = mapping(raw_usage.get("server_tool_use_details") or raw_usage.get("server_tool_use"))
     tool_details = mapping(raw_usage.get("server_side_tool_usage_details"))
     return present(
-        provider_cost_usd=amount(cost.get("total_cost") if isinstance(cost, dict) else cost),
+        provider_cost_usd=cost_usd(raw_usage),
         cost_in_usd_ticks=count(raw_usage, "cost_in_usd_ticks"),
         web_search_requests=count(server_tools, "web_search_requests"),
         server_side_tool_usage_details=present(**{str(name): count(tool_details, name) for name in tool_details}),
     )
+
+
+def unseen_sources(raw_usage: Mapping[str, Any], model: object = None) -> tuple[str, ...]:
+    """Searches that no usage counts: xAI's live search, billed by the source that was read, which only its own bill contains, and
+    OpenAI's search models, which search in every call.
+    """
+    if count(raw_usage, "num_sources_used") and not count(raw_usage, "cost_in_usd_ticks"):
+        return ("live_search_sources",)
+    return ("web_search",) if isinstance(model, str) and _SEARCH_MODEL.search(model) and "cost" not in raw_usage else ()
+
+
+def cost_usd(raw_usage: Mapping[str, Any]) -> Decimal | None:
+    """The stated cost. With a key of the caller's own (`is_byok`) OpenRouter's is its fee alone, and the rest is billed to that
+    key: https://openrouter.ai/docs/use-cases/byok
+    """
+    cost = raw_usage.get("cost")
+    stated = amount(cost.get("total_cost") if isinstance(cost, dict) else cost)
+    if raw_usage.get("is_byok") is not True:
+        return stated
+    upstream = amount(mapping(raw_usage.get("cost_details")).get("upstream_inference_cost"))
+    return stated if upstream is None else upstream + (stated or 0)

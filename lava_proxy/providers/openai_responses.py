@@ -12,12 +12,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from lava_proxy.domain.usage import Usage
-from lava_proxy.providers.openai_chat import USAGE_OBJECT, chat_usage
+from lava_proxy.providers.openai_chat import USAGE_OBJECT, chat_usage, unseen_sources
 from lava_proxy.providers.usage_reader import UsageReader, items, mapping, present, text_values
 from lava_proxy.wire import json_scan
+from lava_proxy.wire.sse import names_an_error
 
 TERMINAL_EVENTS = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled", "response.done"})
 _TERMINAL_MARKS = tuple(f'"{name}"'.encode() for name in sorted(TERMINAL_EVENTS))
+_ITEM_DONE = b"response.output_item.done"
+_COUNTED = frozenset({"web_search_call", "file_search_call", "code_interpreter_call", "image_generation_call"})
+_CALL_TYPE = re.compile(rb'"type"\s*:\s*"(' + "|".join(sorted(_COUNTED)).encode() + rb')"')
 _TERMINAL_STATUSES = frozenset({"completed", "incomplete", "failed", "cancelled"})
 _IN_BACKGROUND = re.compile(rb'"background"\s*:\s*true')  # within a string its quotes would be escaped
 
@@ -28,13 +32,18 @@ class ResponsesReader(UsageReader):
     text = text_values("delta")  # the .done events and the response itself repeat it
     document_text = text_values("text", "arguments")
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._done: tuple[Mapping[str, Any], ...] = ()  # the tool calls whose end the stream has shown
+
     def concerns(self, block: bytes) -> bool:
         return (
             (b'"usage"' in block and USAGE_OBJECT.search(block) is not None)
             or b'"error"' in block
-            or b"event: error" in block
+            or names_an_error(block)
             or b"[DONE]" in block
             or any(mark in block for mark in _TERMINAL_MARKS)
+            or (_ITEM_DONE in block and b'_call"' in block)
         )
 
     def event(self, name: str, data: bytes) -> bool:
@@ -46,6 +55,11 @@ class ResponsesReader(UsageReader):
             self._unreadable(name, data)
             return False
         kind = str(event.get("type") or name)
+        if kind == "response.output_item.done":
+            item = mapping(event.get("item"))
+            if str(item.get("type")) in _COUNTED:
+                self._done = (*self._done, {"type": item["type"], "action": item.get("action")})
+            return True
         response = event.get("response")
         if isinstance(response, dict):
             self._response(response, data, is_terminal=kind in TERMINAL_EVENTS)
@@ -78,15 +92,27 @@ class ResponsesReader(UsageReader):
             return
         usage = self.read_usage(json_scan.exact(raw, "usage", raw_usage))
         if usage is not None:
-            calls = tool_calls(response.get("output"))
-            self.usage = Usage({**usage.units, **calls})
-            if "image_generation_calls" in calls:
-                self.unseen = ("image_generation",)  # the tool's own image tokens are not in `usage`
+            calls = self._calls(tool_calls(response.get("output")))
+            self._surcharged(usage, calls)
+            self.unseen = (*self.unseen, *unseen_sources(raw_usage))
             self.final = is_terminal or "status" not in response
 
     def fragment(self, raw: bytes, *, is_final: bool) -> None:
         super().fragment(raw, is_final=is_final)
+        if self.usage is not None:
+            listed = [{"type": kind.decode()} for kind in _CALL_TYPE.findall(raw)] if not self._done else []
+            self._surcharged(self.usage, self._calls(tool_calls(listed)))
         self.deferred = self.deferred or _IN_BACKGROUND.search(raw) is not None
+
+    def _surcharged(self, usage: Usage, calls: Mapping[str, Any]) -> None:
+        self.usage = Usage({**usage.units, **calls})
+        # The image tool's own tokens are not in `usage`.
+        self.unseen = ("image_generation",) if "image_generation_calls" in calls else ()
+
+    def _calls(self, listed: dict[str, Any]) -> dict[str, Any]:
+        """The calls that a response lists, or that its stream has shown: the one is cut short, the other not always sent."""
+        shown = tool_calls(list(self._done)) if self._done else {}
+        return {**shown, **{unit: max(calls, shown.get(unit, 0)) for unit, calls in listed.items()}}
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         return chat_usage(raw_usage)

@@ -9,7 +9,7 @@ from typing import Any
 from lava_proxy.domain.usage import Usage, token_usage
 from lava_proxy.providers.cohere import cohere_usage
 from lava_proxy.providers.openai_chat import stated_cost
-from lava_proxy.providers.usage_reader import UsageReader, count, count_or_none, mapping, present, seconds, text_values
+from lava_proxy.providers.usage_reader import UsageReader, count, count_or_none, items, mapping, present, seconds, text_values
 from lava_proxy.wire import json_scan
 
 
@@ -29,7 +29,8 @@ class _DocumentReader(UsageReader):
 
 
 class ListenReader(_DocumentReader):
-    """Deepgram's transcription: `metadata.duration` is what is billed.
+    """Deepgram's transcription: `metadata.duration` is what is billed, for each channel that was transcribed on its own
+    (https://github.com/orgs/deepgram/discussions/932).
 
     https://developers.deepgram.com/reference/speech-to-text/listen-pre-recorded
     """
@@ -41,6 +42,10 @@ class ListenReader(_DocumentReader):
         self.identify(None, metadata.get("request_id"))
         self.usage = self.read_usage(metadata)
         self.final = self.usage is not None
+        channels = len(items(mapping(document.get("results")).get("channels")))
+        length = None if self.usage is None else self.usage.units["audio_seconds"]
+        if channels > 1 and isinstance(length, int | Decimal):
+            self.usage = Usage({"audio_seconds": length * channels})
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         length = seconds(raw_usage.get("duration"))
@@ -71,7 +76,7 @@ class OcrReader(_DocumentReader):
 
 
 class RerankReader(_DocumentReader):
-    """Reranking: Cohere bills search units, Voyage tokens (`usage.total_tokens`).
+    """Reranking: Cohere bills search units, Voyage tokens (`usage.total_tokens`), watsonx too (`input_token_count`).
 
     Elsewhere a bare total does not say which of the two the host bills, so it counts as an estimate; a stated cost in
     it is the price all the same.
@@ -84,11 +89,14 @@ class RerankReader(_DocumentReader):
     def document(self, document: Mapping[str, Any], raw: bytes) -> None:
         self.identify(document.get("model"), document.get("id"))
         billed = cohere_usage(mapping(document.get("meta")))
+        read = count_or_none(document.get("input_token_count"))
         raw_usage = mapping(document.get("usage"))
         search_units = count(raw_usage, "search_units")
         total = count_or_none(raw_usage.get("total_tokens"))
         if billed is not None:
             self.usage, self.final = billed, True
+        elif read is not None:  # watsonx
+            self.usage, self.final = token_usage(read, 0), True
         elif not raw_usage:
             return
         else:

@@ -240,9 +240,16 @@ class GenaiSource:
             return found
         price = found.price
         for override in holding:
-            if override.times is not None:
+            # A tier that the data itself has a price for is not multiplied a second time.
+            if override.times is not None and not (override.service_tier and self._prices_tier(price_id, name, tier)):
                 price = scaled(price, override.times)
         return replace(found, price=price)
+
+    def _prices_tier(self, price_id: str, name: str, tier: str | None) -> bool:
+        """Does the data have the model's price in this tier?"""
+        provider = self._provider(price_id)
+        info = provider.find_model(name, all_providers=self._providers) if provider is not None else None
+        return info is not None and any(variant.when.get("service_tier") == tier for variant in info.price_variants or ())
 
     def _unscaled(
         self, holding: Sequence[Override], price_id: str, name: str, tier: str | None, facts: Facts, at: datetime

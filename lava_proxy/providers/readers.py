@@ -8,7 +8,8 @@ from lava_proxy.providers.anthropic import CompleteReader, MessagesReader
 from lava_proxy.providers.base import Call, Provider
 from lava_proxy.providers.bedrock import ConverseReader, InvokeReader
 from lava_proxy.providers.cohere import CohereReader
-from lava_proxy.providers.google import GenerateContentReader, PredictReader
+from lava_proxy.providers.google import CachedContentsReader, GenerateContentReader, PredictReader
+from lava_proxy.providers.interactions import InteractionsReader
 from lava_proxy.providers.ollama import OllamaReader
 from lava_proxy.providers.openai_chat import ChatReader, CompletionsReader, Dialect, EmbeddingsReader
 from lava_proxy.providers.openai_media import ImagesReader, SpeechReader, TranscriptionReader
@@ -21,6 +22,7 @@ from lava_proxy.providers.watsonx import GenerationReader
 _DIALECTS: Mapping[str, Dialect] = {
     "google": "total_minus_prompt",
     "vertex": "total_minus_prompt",
+    "perplexity": "reasoning_outside",
     "vercel-gateway": "reasoning_outside",
 }
 
@@ -37,7 +39,9 @@ _READERS: Mapping[str, Callable[[], UsageReader]] = {
     "generateContent": GenerateContentReader,
     "streamGenerateContent": GenerateContentReader,
     "embedContent": GenerateContentReader,
+    "cachedContents": CachedContentsReader,
     "runs": RunsReader,
+    "runs_retrieve": RunsReader,
     "converse": ConverseReader,
     "invoke": InvokeReader,
     "cohere_chat": CohereReader,
@@ -71,6 +75,8 @@ def reader_of(provider: Provider, call: Call) -> UsageReader | None:
     reader: UsageReader | None = None
     if call.api in _DIALECT_READERS:
         reader = _DIALECT_READERS[call.api](_DIALECTS.get(provider.name, "openai"))
+    elif call.api in ("interactions", "interactions_retrieve"):
+        reader = InteractionsReader(is_job=call.deferred or call.api == "interactions_retrieve")
     elif call.api == "rerank":
         reader = RerankReader(total_is_billed=provider.name in _BILLS_RERANKED_TOKENS)
     elif call.api in _READERS:

@@ -15,7 +15,7 @@ from lava_proxy.providers.usage_reader import UsageReader, count, items, text_va
 from lava_proxy.wire import json_scan
 
 _INPUT = re.compile(rb'"input_token_count"\s*:\s*([1-9]\d{0,11})\b')
-_ENDED = re.compile(rb'"stop_reason"\s*:\s*"(?!not_finished")')
+_ENDED = re.compile(rb'"stop_reason"\s*:\s*"(?!not_finished")[^"]+"')
 
 
 class GenerationReader(UsageReader):

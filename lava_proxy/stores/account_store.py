@@ -46,13 +46,10 @@ class AccountStore(Database):
         reason: str,
         made_by: str,
         at: datetime,
-    ) -> None:
-        """Keep who changed an account and why, with the order of the same id; the same id again changes nothing."""
-        await self._execute(
+    ) -> bool:
+        """Keep who changed an account and why, with the order of the same id; False when that id had been kept before."""
+        done = await self._changed(
             "INSERT INTO adjustment VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (adjust_id) DO NOTHING",
             adjust_id, merchant_id, wallet_id, amount_nanos, reason, made_by, at, db=db,
         )  # fmt: skip
-
-    def transaction(self) -> Any:
-        """`async with store.transaction() as db`: what is written with this `db` is committed together."""
-        return self._transaction()
+        return bool(done)

@@ -14,6 +14,8 @@ from lava_proxy.stores.database import Database
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.postgres import Pool
 
+ACTORS_MAX = 200
+
 ActorKind = Literal["session", "key", "cli"]
 
 
@@ -103,17 +105,20 @@ class AuditLog(Database):
         limit: int = 50,
         action: str | None = None,
         object_id: str | None = None,
-        actor_id: str | None = None,
+        actor_name: str | None = None,
         start: datetime | None = None,
         end: datetime | None = None,
     ) -> list[AuditEntry]:
-        """Newest first, from below the id `before`; `action` is an action or an object's kind; `start` <= at < `end`."""
+        """Newest first, from below the id `before`; `action` is an action or an object's kind; `start` <= at < `end`.
+
+        `actor_name`: as people read it, so that all sessions of one-time links are one.
+        """
         rows = await self._rows(
             """SELECT * FROM audit_log WHERE merchant_id = $1 AND ($2::text IS NULL OR audit_id < $2)
             AND ($3::text IS NULL OR action = $3 OR object_kind = $3) AND ($4::text IS NULL OR object_id = $4)
-            AND ($5::text IS NULL OR actor_id = $5) AND ($6::timestamptz IS NULL OR at >= $6)
+            AND ($5::text IS NULL OR actor_name = $5) AND ($6::timestamptz IS NULL OR at >= $6)
             AND ($7::timestamptz IS NULL OR at < $7) ORDER BY audit_id DESC LIMIT $8""",
-            merchant_id, before, action, object_id, actor_id, start, end, limit,
+            merchant_id, before, action, object_id, actor_name, start, end, limit,
         )  # fmt: skip
         return [_entry(row) for row in rows]
 
@@ -121,6 +126,13 @@ class AuditLog(Database):
         """The actions that this merchant's log knows, in alphabetical order."""
         rows = await self._rows("SELECT DISTINCT action FROM audit_log WHERE merchant_id = $1 ORDER BY action", merchant_id)
         return [row["action"] for row in rows]
+
+    async def actor_names(self, merchant_id: str) -> list[str]:
+        """Who this merchant's log knows, in alphabetical order; at most ACTORS_MAX."""
+        rows = await self._rows(
+            "SELECT DISTINCT actor_name FROM audit_log WHERE merchant_id = $1 ORDER BY actor_name LIMIT $2", merchant_id, ACTORS_MAX
+        )
+        return [row["actor_name"] for row in rows]
 
 
 def _entry(row: Mapping[str, Any]) -> AuditEntry:

@@ -398,6 +398,33 @@ class BalanceStore:
             return bool(reply[0] == b"C")
         _refuse(reply)
 
+    async def undo(
+        self,
+        wallet_id: str,
+        credit_id: str,
+        amount_nanos: int,
+        *,
+        lot_key: str,
+        tier_field: str,
+        units: int,
+        row: bytes,
+        keep_ms: int,
+    ) -> bool:
+        """Give a debit back once, its money as a credit and its units to the tier counter; False when repeated."""
+        args = [b"U", credit_id.encode(), b"%d" % amount_nanos, lot_key.encode(), row, b"%d" % keep_ms]
+        args += [tier_field.encode(), b"%d" % units]
+        reply = await self._redis.run(_keys(wallet_id, credit_id), args)
+        if reply[0] in (b"C", b"=C"):
+            return bool(reply[0] == b"C")
+        _refuse(reply)
+
+    async def left_of_lot(self, wallet_id: str, lot_key: str) -> int:
+        """What of a lot has not been used and is used by no open call, in nanos; 0 for a lot that is not there."""
+        reply = await self._redis.run(_keys(wallet_id, ""), [b"F", lot_key.encode()])
+        if reply[0] == b"F":
+            return int(reply[1])
+        _refuse(reply)
+
     async def renew(
         self,
         wallet_id: str,

@@ -81,6 +81,16 @@ OrderKind = Literal["credit", "renew", "adjust"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OrderInLine:
+    """An order, whose wallet's merchant it concerns, and what is to be applied before it."""
+
+    credit: Credit
+    merchant_id: str
+    is_applied: bool
+    earlier: tuple[Credit, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Credit:
     """An order of money: written here first, then applied to Redis by its id."""
 
@@ -94,12 +104,15 @@ class Credit:
     drop_cycles: str = ""  # of a renewal: cycles whose tier counters are over, comma-separated
     expires_at: datetime | None = None  # of the lot that it makes
     created_at: datetime | None = None  # when it was written
+    tier_field: str = ""  # of a debit that is given back: the tier counter that
+    tier_units: int = 0  # so many units leave
 
 
 _CONNECTION_COLUMNS = (
     "connection_id, merchant_id, wallet_id, reference_id, status, contact, metadata, created_at, limits, secret_sealed"
 )
-_CREDIT_COLUMNS = "credit_id, wallet_id, amount_nanos, lot_key, reason, kind, ends, drop_cycles, expires_at, created_at"
+_ORDER_COLUMNS = "credit_id, wallet_id, amount_nanos, lot_key, reason, kind, ends, drop_cycles, expires_at, created_at"
+_CREDIT_COLUMNS = f"{_ORDER_COLUMNS}, tier_field, tier_units"
 _SPEND_KEY = """SELECT k.spend_key_id, k.merchant_id, m.wallet_id, m.clamp_floor, k.name, k.key_preview, k.status, k.request_shape,
   k.allowed_models, k.allowed_providers, k.limits, k.expires_at, k.created_at
   FROM spend_key k JOIN merchant m USING (merchant_id)"""
@@ -142,19 +155,20 @@ class CatalogStore(Database):
             await add_default_plan(db, merchant_id, now)
         return Merchant(merchant_id=merchant_id, name=name, wallet_id=wallet_id)
 
-    async def merchant(self, merchant_id: str) -> Merchant:
-        row = await self._row("SELECT merchant_id, name, wallet_id, clamp_floor FROM merchant WHERE merchant_id = $1", merchant_id)
+    async def merchant(self, merchant_id: str, *, db: Any = None) -> Merchant:
+        row = await self._row(
+            "SELECT merchant_id, name, wallet_id, clamp_floor FROM merchant WHERE merchant_id = $1", merchant_id, db=db
+        )
         if row is None:
             raise NotFound(f"No merchant {merchant_id!r}.")
         return Merchant(**row)
 
-    async def set_clamp_floor(self, merchant_id: str, floor: int) -> Merchant:
+    async def set_clamp_floor(self, merchant_id: str, floor: int, *, db: Any = None) -> Merchant:
         """Lower max_tokens to what a balance affords, but not below `floor`; 0: refuse such calls."""
         if not 0 <= floor <= 2_000_000:
             raise CallerError("A clamp floor is 0 (off) to 2,000,000 tokens.")
-        async with self._transaction() as db:
-            await db.execute("UPDATE merchant SET clamp_floor = $2 WHERE merchant_id = $1", merchant_id, floor)
-        return await self.merchant(merchant_id)
+        await self._execute("UPDATE merchant SET clamp_floor = $2 WHERE merchant_id = $1", merchant_id, floor, db=db)
+        return await self.merchant(merchant_id, db=db)
 
     async def merchants(self) -> list[Merchant]:
         return [
@@ -206,12 +220,13 @@ class CatalogStore(Database):
         metadata: dict[str, Any] | None = None,
         connection_id: str | None = None,
         announce: bool = True,
+        db: Any = None,
     ) -> Connection:
         """A new customer. `announce` False: the caller tells of it later (a checkout, when it has been paid)."""
         connection_id = connection_id or new_id("con")
         wallet_id, secret, now = new_id("wal"), new_secret("cons_live_"), self._clock()
         try:
-            async with self._transaction() as db:
+            async with self._transaction(db) as db:
                 await db.execute("INSERT INTO wallet VALUES ($1, $2, $3, $4)", wallet_id, merchant_id, partition_of(wallet_id), now)
                 await db.execute(
                     """INSERT INTO connection (connection_id, merchant_id, wallet_id, reference_id, secret_hash, secret_sealed,
@@ -235,13 +250,13 @@ class CatalogStore(Database):
             status="ok", contact=contact or {}, metadata=metadata, created_at=now, secret=secret,
         )  # fmt: skip
 
-    async def connection(self, merchant_id: str, reference: str) -> Connection | None:
+    async def connection(self, merchant_id: str, reference: str, *, db: Any = None) -> Connection | None:
         """By connection id, reference id or secret; only of this merchant and not deleted."""
         row = await self._row(
             f"""SELECT {_CONNECTION_COLUMNS} FROM connection
             WHERE merchant_id = $1 AND status <> 'deleted' AND (connection_id = $2 OR reference_id = $2 OR secret_hash = $3)
             ORDER BY (connection_id = $2) DESC LIMIT 1""",
-            merchant_id, reference, hash_of(reference),
+            merchant_id, reference, hash_of(reference), db=db,
         )  # fmt: skip
         return None if row is None else self._connection(row)
 
@@ -260,13 +275,14 @@ class CatalogStore(Database):
         row["limits"] = None if limits is None else parse_limits(limits)
         return Connection(**row, secret=self._vault.open(sealed, f"connection:{row['connection_id']}"))
 
-    async def set_connection_limits(self, merchant_id: str, connection_id: str, limits: Limits | None) -> None:
+    async def set_connection_limits(self, merchant_id: str, connection_id: str, limits: Limits | None, *, db: Any = None) -> None:
         """Replace a connection's limits; None lifts them all."""
         done = await self._execute(
             "UPDATE connection SET limits = $3 WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
             merchant_id,
             connection_id,
             None if limits is None else limits_document(limits),
+            db=db,
         )
         if not done.endswith(" 1"):
             raise NotFound(f"No customer {connection_id!r}.")
@@ -278,7 +294,7 @@ class CatalogStore(Database):
     # -- spend keys
 
     async def create_spend_key(
-        self, merchant_id: str, *, name: str, rules: KeyRules, limits: Limits, status: str = "active"
+        self, merchant_id: str, *, name: str, rules: KeyRules, limits: Limits, status: str = "active", db: Any = None
     ) -> SpendKey:
         """The new key with its secret, this once; only its hash is stored."""
         spend_key_id, secret = new_id("spk"), new_secret("lava_sk_")
@@ -286,16 +302,17 @@ class CatalogStore(Database):
             await self._execute(
                 "INSERT INTO spend_key VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
                 spend_key_id, merchant_id, name, hash_of(secret), _preview(secret), status, *_rules(rules),
-                limits_document(limits), rules.expires_at, self._clock(),
+                limits_document(limits), rules.expires_at, self._clock(), db=db,
             )  # fmt: skip
         except asyncpg.ForeignKeyViolationError as error:
             raise NotFound(f"No merchant {merchant_id!r}.") from error
-        made = await self.spend_key(merchant_id, spend_key_id)
+        made = await self.spend_key(merchant_id, spend_key_id, db=db)
         assert made is not None
         return replace(made, secret=secret)
 
-    async def spend_key(self, merchant_id: str, spend_key_id: str) -> SpendKey | None:
-        row = await self._row(f"{_SPEND_KEY} WHERE k.merchant_id = $1 AND k.spend_key_id = $2", merchant_id, spend_key_id)
+    async def spend_key(self, merchant_id: str, spend_key_id: str, *, db: Any = None) -> SpendKey | None:
+        query = f"{_SPEND_KEY} WHERE k.merchant_id = $1 AND k.spend_key_id = $2"
+        row = await self._row(query, merchant_id, spend_key_id, db=db)
         return None if row is None else _spend_key(row)
 
     async def spend_key_by_secret(self, secret: str) -> SpendKey | None:
@@ -312,30 +329,30 @@ class CatalogStore(Database):
         )  # fmt: skip
         return [_spend_key(row) for row in rows]
 
-    async def update_spend_key(self, key: SpendKey) -> None:
+    async def update_spend_key(self, key: SpendKey, *, db: Any = None) -> None:
         """Store a key's name, status, rules and limits. Raises NotFound when it was deleted meanwhile."""
         done = await self._execute(
             "UPDATE spend_key SET name = $3, status = $4, request_shape = $5, allowed_models = $6, allowed_providers = $7,"
             " limits = $8, expires_at = $9 WHERE merchant_id = $1 AND spend_key_id = $2",
             key.merchant_id, key.spend_key_id, key.name, key.status, *_rules(key.rules), limits_document(key.limits),
-            key.rules.expires_at,
+            key.rules.expires_at, db=db,
         )  # fmt: skip
         if not done.endswith(" 1"):
             raise NotFound("No spend key of yours has this id.")
 
-    async def rotate_spend_key(self, merchant_id: str, spend_key_id: str) -> SpendKey | None:
+    async def rotate_spend_key(self, merchant_id: str, spend_key_id: str, *, db: Any = None) -> SpendKey | None:
         """The same key under a new secret, shown this once; the old one ends. None when there is no such key."""
         secret = new_secret("lava_sk_")
         await self._execute(
             "UPDATE spend_key SET key_hash = $3, key_preview = $4 WHERE merchant_id = $1 AND spend_key_id = $2",
-            merchant_id, spend_key_id, hash_of(secret), _preview(secret),
+            merchant_id, spend_key_id, hash_of(secret), _preview(secret), db=db,
         )  # fmt: skip
-        found = await self.spend_key(merchant_id, spend_key_id)
+        found = await self.spend_key(merchant_id, spend_key_id, db=db)
         return None if found is None else replace(found, secret=secret)
 
-    async def delete_spend_key(self, merchant_id: str, spend_key_id: str) -> bool:
-        done = await self._execute("DELETE FROM spend_key WHERE merchant_id = $1 AND spend_key_id = $2", merchant_id, spend_key_id)
-        return done.endswith(" 1")
+    async def delete_spend_key(self, merchant_id: str, spend_key_id: str, *, db: Any = None) -> bool:
+        query = "DELETE FROM spend_key WHERE merchant_id = $1 AND spend_key_id = $2"
+        return bool(await self._changed(query, merchant_id, spend_key_id, db=db))
 
     # -- meters
 
@@ -349,10 +366,11 @@ class CatalogStore(Database):
         tier_type: TierType,
         tiers: tuple[Tier, ...],
         token_basis: TokenBasis = "input+output",
+        db: Any = None,
     ) -> Meter:
         meter_id, secret, now = new_id("prd"), new_secret("prds_live_"), self._clock()
         try:
-            async with self._transaction() as db:
+            async with self._transaction(db) as db:
                 await db.execute(
                     "INSERT INTO meter VALUES ($1, $2, $3, $4, $5, NULL, $6)",
                     meter_id, merchant_id, slug, hash_of(secret), self._vault.seal(secret, f"meter:{meter_id}"), now,
@@ -415,13 +433,13 @@ class CatalogStore(Database):
 
     # -- provider keys
 
-    async def set_provider_key(self, merchant_id: str, provider: str, key: str) -> None:
+    async def set_provider_key(self, merchant_id: str, provider: str, key: str, *, db: Any = None) -> None:
         try:
             await self._execute(
                 """INSERT INTO provider_key VALUES ($1, $2, $3, $4, $5) ON CONFLICT (merchant_id, provider)
                 DO UPDATE SET key_sealed = EXCLUDED.key_sealed, hint = EXCLUDED.hint, created_at = EXCLUDED.created_at""",
                 merchant_id, provider, self._vault.seal(key, f"provider_key:{merchant_id}:{provider}"),
-                f"...{key[-4:]}", self._clock(),
+                f"...{key[-4:]}", self._clock(), db=db,
             )  # fmt: skip
         except asyncpg.ForeignKeyViolationError as error:
             raise NotFound(f"No merchant {merchant_id!r}.") from error
@@ -441,23 +459,19 @@ class CatalogStore(Database):
         The same id again changes nothing and answers what was written first. Raises Conflict when that was another order (wallet,
         kind, amount or what it ends), NotFound for an unknown wallet.
         """
-        db = self._pool if db is None else db
+        try:
+            row = await self._row(
+                f"""INSERT INTO credit ({_ORDER_COLUMNS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+                ON CONFLICT (credit_id) DO NOTHING RETURNING {_CREDIT_COLUMNS}""",
+                credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason, credit.kind, credit.ends,
+                credit.drop_cycles, credit.expires_at, credit.created_at or self._clock(), db=db,
+            )  # fmt: skip
+        except asyncpg.ForeignKeyViolationError as error:
+            raise NotFound(f"No wallet {credit.wallet_id!r}.") from error
+        if row is not None:
+            return Credit(**row)
         known = await self.credit(credit.credit_id, db)
-        if known is None:
-            try:
-                await translated(
-                    lambda: db.execute(
-                        """INSERT INTO credit
-                          (credit_id, wallet_id, amount_nanos, lot_key, reason, created_at, kind, ends, drop_cycles, expires_at)
-                        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (credit_id) DO NOTHING""",
-                        credit.credit_id, credit.wallet_id, credit.amount_nanos, credit.lot_key, credit.reason,
-                        credit.created_at or self._clock(), credit.kind, credit.ends, credit.drop_cycles, credit.expires_at,
-                    )
-                )  # fmt: skip
-            except asyncpg.ForeignKeyViolationError as error:
-                raise NotFound(f"No wallet {credit.wallet_id!r}.") from error
-            known = await self.credit(credit.credit_id, db)
-            assert known is not None
+        assert known is not None, "orders are never deleted"
         if _order(known) != _order(credit):
             raise Conflict(
                 f"The id {credit.credit_id!r} was used before for another order of money; nothing was changed.",
@@ -490,6 +504,23 @@ class CatalogStore(Database):
             credit_id,
         )
         return [Credit(**row) for row in rows]
+
+    async def order_in_line(self, credit_id: str) -> OrderInLine | None:
+        """An order by its id; unless it has been applied with what `open_plan_orders_before` answers for one on the plan pot."""
+        rows = await self._rows(
+            f"""WITH asked AS (SELECT c.*, merchant_id FROM credit c JOIN wallet USING (wallet_id) WHERE credit_id = $1)
+            SELECT {_CREDIT_COLUMNS}, merchant_id, applied_at IS NOT NULL AS is_applied, ordinal FROM asked
+            UNION ALL SELECT {", ".join("c." + name for name in _CREDIT_COLUMNS.split(", "))}, '', false, c.ordinal
+            FROM asked a JOIN credit c ON c.wallet_id = a.wallet_id AND c.ordinal < a.ordinal
+            WHERE a.applied_at IS NULL AND (a.kind = 'renew' OR a.lot_key LIKE 'p:%')
+            AND c.applied_at IS NULL AND (c.kind = 'renew' OR c.lot_key LIKE 'p:%') ORDER BY ordinal""",
+            credit_id,
+        )
+        facts = [(row.pop("ordinal"), row.pop("merchant_id"), row.pop("is_applied")) for row in rows]
+        if not facts:
+            return None
+        *earlier, asked = (Credit(**row) for row in rows)
+        return OrderInLine(credit=asked, merchant_id=facts[-1][1], is_applied=facts[-1][2], earlier=tuple(earlier))
 
     async def expired_lots(self, now: datetime, limit: int) -> dict[str, str]:
         """Wallet -> its merchant, of wallets with a lot that has expired and was not swept; longest ago first."""

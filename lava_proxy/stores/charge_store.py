@@ -97,8 +97,21 @@ class HoldOff:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Payer:
+    """Who would pay for a wallet, by which card (None: there is none), and why that card is left alone."""
+
+    person_id: str | None
+    payment_method_id: str | None
+    hold_off: HoldOff | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MoneyBack:
-    """A refund or dispute of a charge; `clawed_cents` is what the wallet gave back for it."""
+    """A refund or dispute of a charge; `clawed_cents` is the part of the charge for which the wallet has given back.
+
+    The wallet gave `lot_nanos` of the credit that the charge bought, and `funds_nanos` of its funds or as debt. With `claims_used`
+    credit that had been used is owed.
+    """
 
     refund_id: str
     charge_id: str
@@ -111,6 +124,19 @@ class MoneyBack:
     adjustments: int  # how often the wallet was adjusted for it: numbers the adjustments' ids
     reason: str
     created_at: datetime
+    claims_used: bool = True
+    lot_nanos: int = 0
+    funds_nanos: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bought:
+    """What a paid charge has become: credit of a lot, and (of money that bought nothing else) funds beside it."""
+
+    lot_id: str | None
+    is_exchanged: bool  # its credit is what was sold (a bundle, a cycle), not the money itself
+    lot_nanos: int = 0
+    funds_nanos: int = 0
 
 
 _CHARGE = ", ".join(Charge.__dataclass_fields__)
@@ -163,6 +189,20 @@ class ChargeStore:
                 person_id,
             )
 
+    async def claim_wallet(self, db: Any, wallet_id: str, person_id: str) -> bool:
+        """Make a person the payer of a wallet that nobody with a phone pays for yet; False when somebody else does."""
+        await db.execute("SELECT 1 FROM wallet WHERE wallet_id = $1 FOR NO KEY UPDATE", wallet_id)  # one after the other
+        payer = await db.fetchval(
+            "SELECT person_id FROM wallet_person JOIN person USING (person_id) WHERE wallet_id = $1 AND phone <> ''", wallet_id
+        )
+        if payer is None:
+            await db.execute(
+                "INSERT INTO wallet_person VALUES ($1, $2) ON CONFLICT (wallet_id) DO UPDATE SET person_id = EXCLUDED.person_id",
+                wallet_id,
+                person_id,
+            )
+        return payer in (None, person_id)
+
     async def wallet_person(self, wallet_id: str) -> str | None:
         """Who pays for a wallet."""
         row = await self._row("SELECT person_id FROM wallet_person WHERE wallet_id = $1", wallet_id)
@@ -205,6 +245,33 @@ class ChargeStore:
             "SELECT person_id FROM processor_customer WHERE processor = $1 AND customer_ref = $2", processor, customer_ref
         )
         return None if row is None else str(row["person_id"])
+
+    async def payer(self, wallet_id: str, processor: str, payment_method_id: str | None = None) -> Payer:
+        """Whom to charge for a wallet: the default card, or the one that is named if it is the payer's."""
+        row = await self._row(
+            """SELECT w.person_id, m.payment_method_id, h.declines, h.next_try_at, h.suspended
+            FROM (SELECT $1::text AS wallet_id) asked LEFT JOIN wallet_person w USING (wallet_id)
+            LEFT JOIN charge_hold_off h USING (wallet_id)
+            LEFT JOIN payment_method m ON m.person_id = w.person_id AND m.processor = $2 AND m.detached_at IS NULL
+              AND ($3::text IS NULL OR m.payment_method_id = $3)
+            ORDER BY m.is_default DESC, m.payment_method_id DESC LIMIT 1""",
+            wallet_id, processor, payment_method_id,
+        )  # fmt: skip
+        assert row is not None
+        hold_off = None
+        if row["declines"] is not None:
+            hold_off = HoldOff(declines=row["declines"], next_try_at=row["next_try_at"], suspended=row["suspended"])
+        return Payer(person_id=row["person_id"], payment_method_id=row["payment_method_id"], hold_off=hold_off)
+
+    async def refs_at_processor(self, charge: Charge) -> tuple[str | None, str]:
+        """What the processor calls a charge's payer (None: nothing yet) and its card, also one that was removed since."""
+        row = await self._row(
+            """SELECT customer_ref, m.processor_ref FROM payment_method m
+            LEFT JOIN processor_customer c ON c.person_id = $2 AND c.processor = $3 WHERE m.payment_method_id = $1""",
+            charge.payment_method_id, charge.person_id, charge.processor,
+        )  # fmt: skip
+        assert row is not None, "a charge names a card"
+        return row["customer_ref"], row["processor_ref"]
 
     # -- cards
 
@@ -308,25 +375,24 @@ class ChargeStore:
             person_id,
         )
 
-    async def mark_card(self, db: Any, payment_method_id: str, error: tuple[str, str] | None, now: datetime) -> None:
-        """What the last charge said of a card: (code, sentence), or None when it paid."""
-        code, message = error or (None, None)
+    async def mark_card(self, db: Any, payment_method_id: str, code: str, message: str, now: datetime) -> None:
+        """Why the last charge did not get its money from a card."""
         await db.execute(
-            "UPDATE payment_method SET has_error = $2, error_code = $3, error_message = $4, error_at = $5"
+            "UPDATE payment_method SET has_error = true, error_code = $2, error_message = $3, error_at = $4"
             " WHERE payment_method_id = $1",
-            payment_method_id, error is not None, code, message, None if error is None else now,
+            payment_method_id, code, message, now,
         )  # fmt: skip
 
     # -- charges
 
     async def insert(self, charge: Charge) -> Charge | None:
         """Store a new charge; None when the wallet has an open one or the key was used. The indexes decide, also in a storm."""
+        marks = ", ".join(f"${number}" for number in range(1, len(Charge.__dataclass_fields__) + 1))
+        values = [getattr(charge, name) for name in Charge.__dataclass_fields__]
+        query = f"""WITH made AS (INSERT INTO charge ({_CHARGE}) VALUES ({marks}) RETURNING charge_id, state, created_at)
+            INSERT INTO charge_transition SELECT charge_id, 1, '', state, created_at FROM made"""
         try:
-            async with self.transaction() as db:
-                marks = ", ".join(f"${number}" for number in range(1, len(Charge.__dataclass_fields__) + 1))
-                values = [getattr(charge, name) for name in Charge.__dataclass_fields__]
-                await db.execute(f"INSERT INTO charge ({_CHARGE}) VALUES ({marks})", *values)
-                await self._trace(db, charge.charge_id, "", charge.state, charge.created_at)
+            await translated(lambda: self._pool.execute(query, *values))
         except asyncpg.UniqueViolationError:
             return None
         except asyncpg.ForeignKeyViolationError as error:
@@ -355,9 +421,15 @@ class ChargeStore:
         row = await self._row(f"SELECT {_CHARGE} FROM charge WHERE processor = $1 AND processor_ref = $2", processor, processor_ref)
         return None if row is None else Charge(**row)
 
-    async def open_charge(self, wallet_id: str) -> Charge | None:
-        row = await self._row(f"SELECT {_CHARGE} FROM charge WHERE wallet_id = $1 AND state IN {_OPEN_SQL}", wallet_id)
-        return None if row is None else Charge(**row)
+    async def in_the_way(self, wallet_id: str, occasion: str | None) -> tuple[Charge | None, Charge | None]:
+        """What a new charge would meet: the newest charge of its occasion, and the wallet's open one."""
+        rows = await self._rows(
+            f"""(SELECT 0 AS found, {_CHARGE} FROM charge WHERE occasion = $2 ORDER BY charge_id DESC LIMIT 1)
+            UNION ALL SELECT 1, {_CHARGE} FROM charge WHERE wallet_id = $1 AND state IN {_OPEN_SQL}""",
+            wallet_id, occasion,
+        )  # fmt: skip
+        found = {row.pop("found"): Charge(**row) for row in rows}
+        return found.get(0), found.get(1)
 
     async def charges(self, wallet_id: str, *, before: str | None = None, limit: int = 50) -> list[Charge]:
         """A wallet's charges, newest first."""
@@ -389,25 +461,32 @@ class ChargeStore:
         assert row is not None
         return int(row["cents"])
 
-    async def change(self, db: Any, charge: Charge, now: datetime, **changes: Any) -> Charge:
-        """Write changes of a locked charge; a change of state leaves a trace."""
-        changes["updated_at"] = now
-        names = list(changes)
-        marks = ", ".join(f"{name} = ${number}" for number, name in enumerate(names, 2))
-        row = await db.fetchrow(
-            f"UPDATE charge SET {marks} WHERE charge_id = $1 RETURNING {_CHARGE}",
-            charge.charge_id,
-            *(changes[name] for name in names),
-        )
-        changed = Charge(**row)
-        if changed.state != charge.state:
-            await self._trace(db, charge.charge_id, charge.state, changed.state, now)
-        return changed
+    async def change(self, db: Any, charge: Charge, now: datetime, **changes: Any) -> Charge | None:
+        """Write changes of a charge, which locks it; None when it has another state or attempt by now than `charge` has.
 
-    async def _trace(self, db: Any, charge_id: str, old: str, new: str, now: datetime) -> None:
+        A change of state leaves a trace.
+        """
+        changes["updated_at"] = now
+        marks = ", ".join(f"{name} = ${number}" for number, name in enumerate(changes, 4))
+        trace = ""
+        if changes.get("state", charge.state) != charge.state:
+            trace = """, trace AS (INSERT INTO charge_transition SELECT charge_id,
+              (SELECT count(*) + 1 FROM charge_transition t WHERE t.charge_id = $1), $2, state, updated_at FROM changed)"""
+        row = await db.fetchrow(
+            f"""WITH changed AS (UPDATE charge SET {marks} WHERE charge_id = $1 AND state = $2 AND attempt = $3
+              RETURNING {_CHARGE}){trace} SELECT {_CHARGE} FROM changed""",
+            charge.charge_id, charge.state, charge.attempt, *changes.values(),
+        )  # fmt: skip
+        return None if row is None else Charge(**row)
+
+    async def note_paid(self, db: Any, charge: Charge, dropped: Iterable[Purpose]) -> None:
+        """A charge was paid: its card works, its wallet is not held off, declined charges of these purposes are not tried again."""
         await db.execute(
-            "INSERT INTO charge_transition SELECT $1, count(*) + 1, $2, $3, $4 FROM charge_transition WHERE charge_id = $1",
-            charge_id, old, new, now,
+            """WITH card AS (UPDATE payment_method SET has_error = false, error_code = NULL, error_message = NULL, error_at = NULL
+              WHERE payment_method_id = $1 AND has_error),
+            hold_off AS (DELETE FROM charge_hold_off WHERE wallet_id = $2)
+            UPDATE charge SET next_try_at = NULL WHERE wallet_id = $2 AND state = 'declined' AND purpose = ANY($3)""",
+            charge.payment_method_id, charge.wallet_id, list(dropped),
         )  # fmt: skip
 
     async def cancel_retries(self, db: Any, wallet_id: str, purposes: Iterable[Purpose]) -> None:
@@ -436,9 +515,6 @@ class ChargeStore:
         )  # fmt: skip
         return found
 
-    async def clear_hold_off(self, db: Any, wallet_id: str) -> None:
-        await db.execute("DELETE FROM charge_hold_off WHERE wallet_id = $1", wallet_id)
-
     async def retry_after_card_change(self, person_id: str, dropped: Iterable[Purpose], now: datetime) -> None:
         """A new card: nothing is held off any more; declined charges are due, apart from those whose trigger will ask again."""
         async with self.transaction() as db:
@@ -452,6 +528,11 @@ class ChargeStore:
             )  # fmt: skip
 
     # -- notices, and money back
+
+    async def customer_of(self, db: Any, wallet_id: str) -> str | None:
+        """The connection that a wallet belongs to; None for a merchant's own."""
+        found = await db.fetchval("SELECT connection_id FROM connection WHERE wallet_id = $1", wallet_id)
+        return None if found is None else str(found)
 
     async def event_known(self, processor: str, event_id: str) -> bool:
         query = "SELECT 1 AS known FROM processor_event WHERE processor = $1 AND event_id = $2"
@@ -474,11 +555,22 @@ class ChargeStore:
         rows = await db.fetch(f"SELECT {_MONEY_BACK} FROM refund WHERE charge_id = $1 ORDER BY created_at, refund_id", charge_id)
         return [MoneyBack(**row) for row in rows]
 
+    async def cycles_of(self, charge: Charge) -> list[tuple[str, datetime]]:
+        """(subscription id, start) of the cycles that a charge has paid for."""
+        rows = await self._rows(
+            """SELECT p.subscription_id, p.start_at FROM connection c JOIN subscription s USING (connection_id)
+              JOIN subscription_period p USING (subscription_id) WHERE c.wallet_id = $1 AND p.charge_id = $2""",
+            charge.wallet_id, charge.charge_id,
+        )  # fmt: skip
+        return [(row["subscription_id"], row["start_at"]) for row in rows]
+
     async def save_refund(self, db: Any, back: MoneyBack, now: datetime) -> None:
         await db.execute(
-            f"""INSERT INTO refund ({_MONEY_BACK}, updated_at) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+            f"""INSERT INTO refund ({_MONEY_BACK}, updated_at)
+            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
             ON CONFLICT (refund_id) DO UPDATE SET processor_ref = EXCLUDED.processor_ref, clawed_cents = EXCLUDED.clawed_cents,
             state = EXCLUDED.state, amount_cents = EXCLUDED.amount_cents, adjustments = EXCLUDED.adjustments,
+            lot_nanos = EXCLUDED.lot_nanos, funds_nanos = EXCLUDED.funds_nanos,
             updated_at = EXCLUDED.updated_at""",
             *(getattr(back, name) for name in MoneyBack.__dataclass_fields__),
             now,

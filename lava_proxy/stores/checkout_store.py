@@ -51,6 +51,7 @@ class CheckoutStore(Database):
         reference_id: str | None = None,
         plan_id: str | None = None,
         credit_bundle_id: str | None = None,
+        db: Any = None,
     ) -> CheckoutSession:
         """A new session, open for a day."""
         now = self._clock()
@@ -67,7 +68,7 @@ class CheckoutStore(Database):
             connection_id, reference_id, plan_id, credit_bundle_id, offer, created_at, expires_at)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)""",
             session_id, merchant_id, kind, origin_url, hash_of(secret), self._vault.seal(secret, _context(session_id)),
-            connection_id, reference_id, plan_id, credit_bundle_id, offer, now, session.expires_at,
+            connection_id, reference_id, plan_id, credit_bundle_id, offer, now, session.expires_at, db=db,
         )  # fmt: skip
         return session
 
@@ -97,7 +98,7 @@ class CheckoutStore(Database):
         )  # fmt: skip
         return [self._session(row) for row in rows]
 
-    async def verify(self, session_id: str, person_id: str, visit_hash: bytes) -> bool:
+    async def verify(self, session_id: str, person_id: str, visit_hash: bytes, *, db: Any = None) -> bool:
         """Bind a session to who proved their phone and to the visit that did; False when it is closed.
 
         Another visit of the same person takes it over; another person never does while a payment may be under way.
@@ -108,7 +109,7 @@ class CheckoutStore(Database):
                 state = CASE WHEN state = 'open' THEN 'verified' ELSE state END
                 WHERE checkout_session_id = $1 AND state IN ('open', 'verified', 'paying')
                 AND (state <> 'paying' OR person_id = $2)""",
-                session_id, person_id, visit_hash,
+                session_id, person_id, visit_hash, db=db,
             )
         )  # fmt: skip
 
@@ -203,13 +204,13 @@ class CheckoutStore(Database):
         short = row["name"] if row["name"].isprintable() and row["name"].strip() else "Checkout"
         return Branding(**(row | {"name": short[:60]}))
 
-    async def set_branding(self, merchant_id: str, branding: Branding) -> None:
+    async def set_branding(self, merchant_id: str, branding: Branding, *, db: Any = None) -> None:
         """Replace how a merchant's pages look."""
         await self._execute(
             """INSERT INTO merchant_branding VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (merchant_id) DO UPDATE SET
             name = EXCLUDED.name, logo = EXCLUDED.logo, colour = EXCLUDED.colour, support_email = EXCLUDED.support_email,
             updated_at = EXCLUDED.updated_at""",
-            merchant_id, branding.name, branding.logo, branding.colour, branding.support_email, self._clock(),
+            merchant_id, branding.name, branding.logo, branding.colour, branding.support_email, self._clock(), db=db,
         )  # fmt: skip
 
 

@@ -43,11 +43,11 @@ class CustomerDirectory(Database):
         )  # fmt: skip
         return [FoundCustomer(**row) for row in rows]
 
-    async def set_status(self, merchant_id: str, connection_id: str, status: Literal["ok", "disabled"]) -> bool:
+    async def set_status(self, merchant_id: str, connection_id: str, status: Literal["ok", "disabled"], *, db: Any = None) -> bool:
         """Disabled: new calls are refused within a second. False when there is no such customer."""
         return bool(
             await self._changed(
                 "UPDATE connection SET status = $3 WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
-                merchant_id, connection_id, status,
+                merchant_id, connection_id, status, db=db,
             )
         )  # fmt: skip

@@ -35,7 +35,7 @@ class CustomerStore(Database):
         super().__init__(pool)
         self._clock = clock
 
-    async def change(self, merchant_id: str, connection_id: str, changes: CustomerChanges) -> bool:
+    async def change(self, merchant_id: str, connection_id: str, changes: CustomerChanges, *, db: Any = None) -> bool:
         """Change a customer that is not deleted; False when there is none. Raises Conflict `reference_id_taken`."""
         values: list[Any] = [merchant_id, connection_id, dict(changes.contact)]
         sets = ["contact = contact || $3::jsonb"]
@@ -45,16 +45,16 @@ class CustomerStore(Database):
         try:
             done = await self._execute(
                 f"UPDATE connection SET {', '.join(sets)} WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
-                *values,
-            )
+                *values, db=db,
+            )  # fmt: skip
         except asyncpg.UniqueViolationError as error:
             taken = changes.columns.get("reference_id")
             raise Conflict(f"A customer with reference_id {taken!r} exists already.", code="reference_id_taken") from error
         return done.endswith(" 1")
 
-    async def delete(self, merchant_id: str, connection_id: str) -> bool:
+    async def delete(self, merchant_id: str, connection_id: str, *, db: Any = None) -> bool:
         """Calls that run end normally, new ones are refused; requests and ledger stay. False when there is none."""
-        async with self._transaction() as db:
+        async with self._transaction(db) as db:
             done = await self._changed(
                 "UPDATE connection SET status = 'deleted' WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
                 merchant_id, connection_id, db=db,

@@ -23,6 +23,7 @@ LIFE_S = 7 * 86_400
 LINK_S = 3600
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_ADDRESS_KEY = "dashboard:address"
 _REFRESH_S = 300  # how stale the last use may be before it is written again
 
 
@@ -102,6 +103,15 @@ class DashboardSessions:
         ended_ms = int(await self._ask(self._redis.get(_ended_key(link["merchant_id"]))) or -1)
         is_old = self._now_ms() - link["created_ms"] >= 1000 * LINK_S or link["created_ms"] <= ended_ms
         return None if is_old else str(link["merchant_id"])
+
+    async def set_address(self, address: str) -> None:
+        """Remember where browsers find this installation, for commands that are run beside it; it ends with a slash."""
+        await self._ask(self._redis.set(_ADDRESS_KEY, address))
+
+    async def address(self) -> str | None:
+        """Where the server that started last is found; None when none has said."""
+        value = await self._ask(self._redis.get(_ADDRESS_KEY))
+        return None if value is None else str(value, "utf-8")
 
     def _now_ms(self) -> int:
         return (self._clock() - _EPOCH) // _MILLISECOND

@@ -29,8 +29,54 @@ class AtRisk:
         return max(0, self.balance_nanos) * PACE_DAYS * 24 // max(self.spent_nanos, 1)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far a merchant has come: `customer_id` is the newest customer, `funded_id` the newest who was given something to spend;
+    `has_call`: a customer has made a call that did not fail, so that nothing else was looked up.
+    """
+
+    has_call: bool
+    provider_keys: tuple[str, ...] = ()
+    has_meter: bool = False
+    customer_id: str | None = None
+    funded_id: str | None = None
+
+
 class DashboardStore(Database):
     """Reads only. Raises StoreError when Postgres cannot answer."""
+
+    async def has_merchant(self) -> bool:
+        """Has anybody begun here?"""
+        row = await self._row("SELECT EXISTS (SELECT 1 FROM merchant) AS found")
+        return row is not None and bool(row["found"])
+
+    async def progress(self, merchant_id: str) -> Progress:
+        """A merchant's first steps. Most are past them, and that is seen first, in the sums by the day."""
+        called = await self._row(
+            "SELECT 1 FROM usage_by_customer_day WHERE merchant_id = $1 AND connection_id <> '' AND requests > errors LIMIT 1",
+            merchant_id,
+        )
+        if called is not None:
+            return Progress(has_call=True)
+        row = await self._row(
+            """SELECT
+              (SELECT array_agg(provider ORDER BY provider) FROM provider_key WHERE merchant_id = $1) AS providers,
+              EXISTS (SELECT 1 FROM meter WHERE merchant_id = $1 AND archived_at IS NULL) AS has_meter,
+              (SELECT connection_id FROM connection WHERE merchant_id = $1 AND status <> 'deleted'
+                ORDER BY connection_id DESC LIMIT 1) AS customer_id,
+              (SELECT c.connection_id FROM connection c WHERE c.merchant_id = $1 AND c.status <> 'deleted'
+                AND EXISTS (SELECT 1 FROM credit WHERE credit.wallet_id = c.wallet_id AND credit.amount_nanos > 0)
+                ORDER BY c.connection_id DESC LIMIT 1) AS funded_id""",
+            merchant_id,
+        )
+        found = row or {}
+        return Progress(
+            has_call=False,
+            provider_keys=tuple(found.get("providers") or ()),
+            has_meter=bool(found.get("has_meter")),
+            customer_id=found.get("customer_id"),
+            funded_id=found.get("funded_id"),
+        )
 
     async def customer_names(self, merchant_id: str, connection_ids: Collection[str]) -> dict[str, str]:
         """Connection id -> the name people know: reference id, e-mail, phone, else the id; deleted ones too."""

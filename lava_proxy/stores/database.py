@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import asyncpg
@@ -20,8 +21,13 @@ class Database:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    def _transaction(self) -> _Transaction:
-        return _Transaction(self._pool)
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """`async with store.transaction() as db`: what is written with this `db`, by whichever store, is committed together."""
+        return self._transaction()
+
+    def _transaction(self, db: Any = None) -> _Transaction:
+        """A pooled connection in a transaction; of a caller's `db`, a part of its transaction that can fail alone."""
+        return _Transaction(self._pool, db)
 
     async def _rows(self, query: str, *args: Any, db: Any = None) -> list[dict[str, Any]]:
         return [dict(row) for row in await translated(lambda: (db or self._pool).fetch(query, *args))]
@@ -39,21 +45,24 @@ class Database:
 
 
 class _Transaction:
-    """A pooled connection in a transaction."""
+    """A connection in a transaction: a pooled one, or (`db`) a caller's, which is in one already."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, db: Any) -> None:
         self._pool = pool
+        self._connection = db
+        self._is_own = db is None
 
     async def __aenter__(self) -> Any:
-        try:
-            self._connection = await self._pool.acquire(timeout=_ACQUIRE_S)
-        except _FAILURES as error:
-            raise _unavailable(error) from error
+        if self._is_own:
+            try:
+                self._connection = await self._pool.acquire(timeout=_ACQUIRE_S)
+            except _FAILURES as error:
+                raise _unavailable(error) from error
         try:
             self._transaction = self._connection.transaction()
             await self._transaction.start()
         except BaseException as error:
-            await self._pool.release(self._connection)
+            await self._release()
             if isinstance(error, _FAILURES):
                 raise _unavailable(error) from error
             raise
@@ -70,9 +79,13 @@ class _Transaction:
                 raise _unavailable(failure) from failure
             raise
         finally:
-            await self._pool.release(self._connection)
+            await self._release()
         if isinstance(error, _FAILURES) and not isinstance(error, asyncpg.IntegrityConstraintViolationError):
             raise _unavailable(error) from error
+
+    async def _release(self) -> None:
+        if self._is_own:
+            await self._pool.release(self._connection)
 
 
 async def translated(call: Callable[[], Awaitable[Any]]) -> Any:

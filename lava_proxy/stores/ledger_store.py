@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
 from struct import error as StructError
@@ -43,6 +44,7 @@ REPORTED = """SELECT r.*, asked.request_key AS asked FROM unnest($1::text[], $2:
     WHERE merchant_id = asked.merchant_id AND request_key = asked.request_key LIMIT 1) o
   CROSS JOIN LATERAL (SELECT * FROM request WHERE request_id = o.request_id AND merchant_id = asked.merchant_id LIMIT 1) r"""
 _RECOVERY_LOCK = 7_229_003
+_REPORT_KEY_CHARS_MAX = 255  # of a report's own id; what is longer in `request_once` is no caller's choice
 # What a row that Postgres cannot keep raises: refused by the server, or by the client's encoders.
 _UNKEEPABLE = (asyncpg.DataError, StructError, ValueError, TypeError, OverflowError)
 _log = structlog.get_logger("ledger")
@@ -116,43 +118,39 @@ class LedgerStore:
             await db.execute("SELECT pg_advisory_lock($1)", _RECOVERY_LOCK, timeout=3600)
             yield
         finally:
-            await self._pool.release(db)  # asyncpg's reset releases session locks
+            with suppress(OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                await db.close(timeout=10)  # ends the lock, whatever became of asking for it
+            await self._pool.release(db)
 
     async def _write(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
         settles = [entry for entry in entries if entry.kind == "s"]
-        keys = [self._once(entry) for entry in settles]
-        fresh = {
-            row["request_id"]
-            for row in await db.fetch(
-                """INSERT INTO request_once SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
-                ON CONFLICT DO NOTHING RETURNING request_id""",
-                [merchant_id for merchant_id, _ in keys],
-                [key for _, key in keys],
-                [e.request_id for e in settles],
-            )
-        }
         calls = [entry for entry in entries if not is_report_row(entry.raw)]
-        fresh -= await self._seen_before(
-            db, [entry for entry in calls if entry.kind == "s" and entry.request_id in fresh and "once_key" in entry.row]
-        )
-        reports = [entry for entry in entries if is_report_row(entry.raw)]
+        reports = [entry for entry in settles if is_report_row(entry.raw)]
+        fresh = await _claimed(db, [self._once(entry) for entry in settles])
+        ended = [entry for entry in calls if entry.kind == "s"]
+        fresh |= await self._claimed_beside(db, [entry for entry in ended if entry.request_id not in fresh])
+        seen = await self._seen_before(db, [entry for entry in ended if entry.request_id in fresh and "once_key" in entry.row])
+        once: set[str] = set()
         rows, doubles = [], []
-        are_fresh = []
+        firsts: list[bool] = []  # which of the reports
         for entry in settles:
-            is_fresh = entry.request_id in fresh
-            fresh.discard(entry.request_id)
-            if not is_fresh:
+            is_first = entry.request_id in fresh and entry.request_id not in once
+            if not is_first or entry.request_id in seen:
                 doubles.append(entry)
+            if is_first:
+                once.add(entry.request_id)
             if is_report_row(entry.raw):
-                are_fresh.append(is_fresh)
-            elif is_fresh:
-                rows.append(_request(entry))
-        copied = self._reports.copied(reports, are_fresh)
+                firsts.append(is_first)
+            elif is_first:
+                rows.append(_request(_uncharged(entry) if entry.request_id in seen else entry))
+        copied = self._reports.copied(reports, firsts)
         if rows:
             await db.copy_records_to_table("request", records=rows, columns=_REQUEST_COLUMNS)
         if calls:
             await db.copy_records_to_table("ledger_entry", records=[_ledger(entry) for entry in calls])
-            await db.copy_records_to_table("ledger_leg", records=[leg for entry in calls for leg in _legs(entry)])
+            again = {(entry.wallet_id, entry.wseq) for entry in doubles}
+            legs = [leg for entry in calls for leg in _legs(entry, is_double=(entry.wallet_id, entry.wseq) in again)]
+            await db.copy_records_to_table("ledger_leg", records=legs)
         if reports:
             if copied.requests:
                 await _copy(db, "request", REQUEST_COLUMNS, copied.requests)
@@ -170,24 +168,35 @@ class LedgerStore:
         await note_balances(db, entries)
         await note_low(db, entries)
 
-    def _once(self, entry: OutboxEntry) -> tuple[str, str]:
-        """Merchant id, and the id that is charged once."""
+    def _once(self, entry: OutboxEntry) -> tuple[str, str, str]:
+        """Merchant id, the name that is charged once, and the request's id."""
         if is_report_row(entry.raw):
-            return self._reports.once(entry.raw)
-        return entry.row["merchant_id"], entry.row.get("request_key") or entry.request_id
+            return (*self._reports.once(entry.raw), entry.request_id)
+        return entry.row["merchant_id"], entry.row.get("request_key") or entry.request_id, entry.request_id
+
+    async def _claimed_beside(self, db: Any, entries: Sequence[OutboxEntry]) -> set[str]:
+        """Calls whose id a report has: it was sent while the call was running, by who saw the id. Both have happened, both count.
+
+        Such a call is charged once too, under a name that no report can have.
+        """
+        calls = [entry for entry in entries if not entry.row.get("request_key")]
+        if not calls:
+            return set()
+        taken = await db.fetch(
+            """SELECT a.request_id FROM unnest($1::text[], $2::text[]) AS a (merchant_id, request_id)
+            JOIN request_once o ON o.merchant_id = a.merchant_id AND o.request_key = a.request_id
+            WHERE o.request_id <> a.request_id""",
+            [entry.row["merchant_id"] for entry in calls],
+            [entry.request_id for entry in calls],
+        )
+        ids = {row["request_id"] for row in taken}
+        names = [(e.row["merchant_id"], _own_name(e.request_id), e.request_id) for e in calls if e.request_id in ids]
+        return await _claimed(db, names)
 
     async def _seen_before(self, db: Any, entries: Sequence[OutboxEntry]) -> set[str]:
         """Of calls that were charged for something that is charged once: those for which another call was."""
-        if not entries:
-            return set()
-        first = await db.fetch(
-            """INSERT INTO request_once SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
-            ON CONFLICT DO NOTHING RETURNING request_id""",
-            [entry.row["merchant_id"] for entry in entries],
-            [entry.row["once_key"] for entry in entries],
-            [entry.request_id for entry in entries],
-        )
-        return {entry.request_id for entry in entries} - {row["request_id"] for row in first}
+        first = await _claimed(db, [(e.row["merchant_id"], _own_name(e.row["once_key"]), e.request_id) for e in entries])
+        return {entry.request_id for entry in entries} - first
 
     async def _write_states(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
         """Each wallet's newest entry as the wallet's state; an older one never overwrites a newer."""
@@ -216,12 +225,15 @@ class LedgerStore:
             "INSERT INTO anomaly (kind, wallet_id, request_id, facts, at) VALUES ('second_debit', $1, $2, $3, $4)",
             entry.wallet_id, entry.request_id, {"wseq": entry.wseq, "amount_nanos": entry.amount_nanos}, at,
         )  # fmt: skip
-        if entry.amount_nanos < 0:
+        tier_field = entry.row.get("tier_field") or ""
+        tier_units = (entry.row.get("tier_units") or 0) if tier_field else 0
+        if entry.amount_nanos < 0 or tier_units:
             credit_id = f"rev_{entry.wallet_id}_{entry.wseq}"
             await db.execute(
-                "INSERT INTO credit (credit_id, wallet_id, amount_nanos, lot_key, reason, created_at)"
-                " VALUES ($1, $2, $3, $4, 'reversal', $5) ON CONFLICT DO NOTHING",
-                credit_id, entry.wallet_id, -entry.amount_nanos, lot_key("funds", credit_id, entry.at_ms), at,
+                "INSERT INTO credit (credit_id, wallet_id, amount_nanos, lot_key, reason, created_at, tier_field, tier_units)"
+                " VALUES ($1, $2, $3, $4, 'reversal', $5, $6, $7) ON CONFLICT DO NOTHING",
+                credit_id, entry.wallet_id, -entry.amount_nanos, lot_key("funds", credit_id, entry.at_ms), at, tier_field,
+                tier_units,
             )  # fmt: skip
 
     async def history(self, wallet_id: str) -> list[Entry]:
@@ -251,10 +263,13 @@ class LedgerStore:
         """
         dropped = await self._fetch("SELECT drop_cycles FROM credit WHERE wallet_id = $1 AND drop_cycles <> ''", wallet_id)
         over = [cycle for row in dropped for cycle in row["drop_cycles"].split(",")]
+        # A debit whose giving back is still to be applied is among them: that will take its units away.
         rows = await self._fetch(
             r"""SELECT tier_field, sum(tier_units)::bigint AS units FROM (
               SELECT tier_field, tier_units, substring(tier_field FROM '[^:]*$') AS cycle FROM request
-              WHERE wallet_id = $1 AND tier_units > 0 AND tier_field <> '') AS used
+              WHERE wallet_id = $1 AND tier_units > 0 AND tier_field <> ''
+              UNION ALL SELECT tier_field, tier_units, substring(tier_field FROM '[^:]*$') FROM credit
+              WHERE wallet_id = $1 AND tier_units > 0 AND applied_at IS NULL) AS used
             WHERE cycle <> ALL($2::text[]) AND (cycle !~ '^\d{4}-\d{2}$' OR cycle COLLATE "C" >= $3) GROUP BY 1""",
             wallet_id, over, months_from,
         )  # fmt: skip
@@ -410,9 +425,26 @@ class LedgerStore:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
 
 
+async def _claimed(db: Any, names: Sequence[tuple[str, str, str]]) -> set[str]:
+    """Of (merchant id, name, request id): the ids of the requests that are the first of their merchant under their name, for ever."""
+    if not names:
+        return set()
+    rows = await db.fetch(
+        """INSERT INTO request_once SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
+        ON CONFLICT DO NOTHING RETURNING request_id""",
+        *zip(*names, strict=True),
+    )
+    return {row["request_id"] for row in rows}
+
+
 async def _copy(db: Any, table: str, columns: Sequence[str], data: bytes) -> None:
     # A view: the driver takes bytes for the name of a file.
     await db.copy_to_table(table, source=memoryview(data), columns=columns, format="binary")
+
+
+def _own_name(text: str) -> str:
+    """A name of ours in `request_once`, which no report can have or take."""
+    return text.ljust(_REPORT_KEY_CHARS_MAX + 1, "~")
 
 
 def _request(entry: OutboxEntry) -> tuple[Any, ...]:
@@ -427,6 +459,14 @@ def _request(entry: OutboxEntry) -> tuple[Any, ...]:
         entry.wseq, _json(row["metadata"]), _json(row["timings"]), _created(entry), at_ms(entry.at_ms),
         row.get("spend_key_id"), row.get("request_key"), row.get("fingerprint"),
     )  # fmt: skip
+
+
+def _uncharged(entry: OutboxEntry) -> OutboxEntry:
+    """A call of its own that showed again what another one was charged for: its row says that it used nothing itself."""
+    nothing = {
+        "billed": False, "usage": "{}", "breakdown": "{}", "cost_nanos": 0, "price_version": None, "tier_units": 0,
+    }  # fmt: skip
+    return replace(entry.with_row({**entry.row, **nothing}), amount_nanos=0)
 
 
 def as_stored(entry: OutboxEntry) -> dict[str, Any]:
@@ -460,12 +500,12 @@ def _ledger(entry: OutboxEntry) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _legs(entry: OutboxEntry) -> list[tuple[Any, ...]]:
-    """Double entry: the wallet against the merchant's account for it, and the provider's cost against the provider."""
+def _legs(entry: OutboxEntry, *, is_double: bool) -> list[tuple[Any, ...]]:
+    """Double entry: the wallet against the merchant's account for it, and the provider's cost (once) against the provider."""
     merchant = f"merchant:{entry.row['merchant_id']}"
     against = f"{merchant}:{_AGAINST[entry.kind]}"
     amounts = [(f"wallet:{entry.wallet_id}", entry.amount_nanos), (against, -entry.amount_nanos)]
     cost = entry.row.get("cost_nanos") or 0
-    if cost:
+    if cost and not is_double:
         amounts += [(f"{merchant}:provider_cost", -cost), (f"provider:{entry.row['provider']}", cost)]
     return [(entry.wallet_id, entry.wseq, account, amount, at_ms(entry.at_ms)) for account, amount in amounts]

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 
 from redis.asyncio import Redis
 
+from lava_proxy.stores.audit_log import AuditLog
 from lava_proxy.stores.call_counts import CallCounts
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.customer_store import CustomerStore
@@ -31,6 +32,7 @@ class MerchantStores:
     call_counts: CallCounts
     idempotent_answers: IdempotentAnswers
     plans: PlanStore
+    audit_log: AuditLog
 
 
 def open_merchant_stores(
@@ -45,4 +47,5 @@ def open_merchant_stores(
         CallCounts(redis),
         IdempotentAnswers(pool, vault, clock),
         PlanStore(pool, clock),
+        AuditLog(pool, clock),
     )

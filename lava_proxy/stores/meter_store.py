@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Any
 
 from lava_proxy.domain.catalog import MeterVersion, RateType, Tier, TierType, TokenBasis
 from lava_proxy.domain.errors import Conflict
@@ -30,6 +31,16 @@ def checked_slug(value: object) -> str:
     return str(value)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ArchivedMeter:
+    """A meter that no call can name any more, with its last price."""
+
+    meter_id: str
+    version: MeterVersion
+    created_at: datetime
+    archived_at: datetime
+
+
 class MeterStore(Database):
     """Writes meters. A change reaches every gateway by the catalogue's notification, within a second."""
 
@@ -48,6 +59,7 @@ class MeterStore(Database):
         tier_type: TierType,
         tiers: tuple[Tier, ...],
         token_basis: TokenBasis,
+        db: Any = None,
     ) -> Meter:
         """The new meter with its secret. Without a slug it gets a free one from its name.
 
@@ -58,7 +70,7 @@ class MeterStore(Database):
             try:
                 return await self._catalog.create_meter(
                     merchant_id, name=name, slug=slug or await self._free_slug(merchant_id, name), rate_type=rate_type,
-                    tier_type=tier_type, tiers=tiers, token_basis=token_basis,
+                    tier_type=tier_type, tiers=tiers, token_basis=token_basis, db=db,
                 )  # fmt: skip
             except Conflict:
                 if slug is not None:
@@ -84,12 +96,13 @@ class MeterStore(Database):
         name: str | None = None,
         tiers: tuple[Tier, ...] | None = None,
         token_basis: TokenBasis | None = None,
+        db: Any = None,
     ) -> Meter | None:
         """The meter with what is named changed; None when it is not there or archived. Nothing new adds no version."""
         meter = await self._catalog.meter(merchant_id, meter_id)
         if meter is None:
             return None
-        async with self._transaction() as db:
+        async with self._transaction(db) as db:
             # The meter's row is the lock: of two changes at once, the second is made to what the first left.
             is_there = await db.fetchval(
                 "SELECT true FROM meter WHERE meter_id = $1 AND archived_at IS NULL FOR UPDATE", meter.meter_id
@@ -126,15 +139,36 @@ class MeterStore(Database):
         )  # fmt: skip
         return [(meter_version(row), row["created_at"]) for row in rows]
 
-    async def archive(self, merchant_id: str, meter_id: str) -> bool:
+    async def archive(self, merchant_id: str, meter_id: str, *, db: Any = None) -> bool:
         """New calls by it are refused; requests keep showing it. False when it is not there or was archived before."""
         done = await self._execute(
             "UPDATE meter SET archived_at = $3 WHERE merchant_id = $1 AND meter_id = $2 AND archived_at IS NULL",
             merchant_id,
             meter_id,
             self._clock(),
+            db=db,
         )
         return done.endswith(" 1")
+
+    async def archived(
+        self, merchant_id: str, *, before: str | None = None, limit: int, meter_id: str | None = None
+    ) -> list[ArchivedMeter]:
+        """Newest first, from below the id `before`; with `meter_id` that one alone."""
+        rows = await self._rows(
+            """SELECT m.meter_id, m.meter_slug, m.created_at, m.archived_at, v.version_id, v.name, v.rate_type, v.tier_type,
+              v.token_basis, v.tiers
+            FROM meter m JOIN LATERAL (
+              SELECT * FROM meter_version WHERE meter_id = m.meter_id ORDER BY version_id DESC LIMIT 1) v ON true
+            WHERE m.merchant_id = $1 AND m.archived_at IS NOT NULL AND ($2::text IS NULL OR m.meter_id < $2)
+              AND ($3::text IS NULL OR m.meter_id = $3) ORDER BY m.meter_id DESC LIMIT $4""",
+            merchant_id, before, meter_id, limit,
+        )  # fmt: skip
+        return [
+            ArchivedMeter(
+                meter_id=row["meter_id"], version=meter_version(row), created_at=row["created_at"], archived_at=row["archived_at"]
+            )
+            for row in rows
+        ]
 
 
 def slug_of(name: str) -> str:

@@ -59,10 +59,6 @@ class PlanStore(Database):
         super().__init__(pool)
         self._clock = clock
 
-    def transaction(self) -> Any:
-        """`async with store.transaction() as db`: what is written with this `db` is committed together."""
-        return self._transaction()
-
     # -- plans
 
     async def create_plan(
@@ -109,10 +105,11 @@ class PlanStore(Database):
         *,
         meter_ids: Sequence[str] | None,
         bundles: Sequence[BundleDraft] | None,
+        db: Any = None,
     ) -> Plan:
         """Store a plan's changeable facts; meters are replaced when given, bundles made, changed or deleted one by one."""
         terms = plan.terms
-        async with self._transaction() as db:
+        async with self._transaction(db) as db:
             await self._execute(
                 """UPDATE plan SET name = $3, rollover_type = $4, bundle_rollover_type = $5, included_credit_nanos = $6,
                 overage = $7, default_auto_top_up_bundle_id = $8 WHERE merchant_id = $1 AND plan_id = $2""",
@@ -141,16 +138,16 @@ class PlanStore(Database):
                 )
             return found
 
-    async def archive_plan(self, merchant_id: str, plan_id: str) -> bool:
+    async def archive_plan(self, merchant_id: str, plan_id: str, *, db: Any = None) -> bool:
         """No new subscriptions; running ones go on. False when there was no such plan. Raises Conflict for the default plan."""
-        found = await self.plan(merchant_id, plan_id)
+        found = await self.plan(merchant_id, plan_id, db=db)
         if found is None:
             return False
         if found.is_default:
             raise Conflict("The default plan cannot be deleted: customers start on it. It can be renamed.", code="default_plan")
         await self._execute(
             "UPDATE plan SET archived_at = $3 WHERE merchant_id = $1 AND plan_id = $2 AND archived_at IS NULL",
-            merchant_id, plan_id, self._clock(),
+            merchant_id, plan_id, self._clock(), db=db,
         )  # fmt: skip
         return True
 
@@ -204,20 +201,23 @@ class PlanStore(Database):
 
     # -- overage policies
 
-    async def set_merchant_overage(self, merchant_id: str, overage: Overage | None) -> None:
+    async def set_merchant_overage(self, merchant_id: str, overage: Overage | None, *, db: Any = None) -> None:
         """What holds where neither customer nor plan says otherwise. Raises NotFound for an unknown merchant."""
-        if not await self._changed("UPDATE merchant SET overage = $2 WHERE merchant_id = $1", merchant_id, _document(overage)):
+        query = "UPDATE merchant SET overage = $2 WHERE merchant_id = $1"
+        if not await self._changed(query, merchant_id, _document(overage), db=db):
             raise NotFound(f"No merchant {merchant_id!r}.")
 
     async def merchant_overage(self, merchant_id: str) -> Overage | None:
         row = await self._row("SELECT overage FROM merchant WHERE merchant_id = $1", merchant_id)
         return None if row is None else _overage(row["overage"])
 
-    async def set_connection_overage(self, merchant_id: str, connection_id: str, overage: Overage | None) -> None:
+    async def set_connection_overage(
+        self, merchant_id: str, connection_id: str, overage: Overage | None, *, db: Any = None
+    ) -> None:
         """A customer's own policy; None: as its plan says. Raises NotFound for an unknown customer."""
         done = await self._changed(
             "UPDATE connection SET overage = $3 WHERE merchant_id = $1 AND connection_id = $2 AND status <> 'deleted'",
-            merchant_id, connection_id, _document(overage),
+            merchant_id, connection_id, _document(overage), db=db,
         )  # fmt: skip
         if not done:
             raise NotFound(f"No customer {connection_id!r}.")

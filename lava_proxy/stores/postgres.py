@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -41,8 +42,11 @@ def _number(value: object) -> orjson.Fragment:
     return orjson.Fragment(str(value).encode())
 
 
+_JSON = json.JSONDecoder(parse_float=Decimal)  # json.loads would make one a value
+
+
 def _decode_json(value: bytes) -> Any:
-    return json.loads(value[1:], parse_float=Decimal)
+    return _JSON.decode(value[1:].decode())
 
 
 async def prepare(connection: Any) -> None:
@@ -50,26 +54,30 @@ async def prepare(connection: Any) -> None:
     await connection.set_type_codec("jsonb", encoder=_encode_json, decoder=_decode_json, schema="pg_catalog", format="binary")
 
 
-async def _as_it_is(connection: Any) -> None:
-    """Leave a connection's session alone."""
+async def _reset(connection: Any) -> None:
+    """Nothing to ask of Postgres: whoever takes a connection of a pool leaves no setting, listener or session lock behind.
+
+    asyncpg itself rolls back what is open. Its own reset is a round trip more for each use of a connection, most of which are one.
+    """
 
 
-async def connect(database_url: str, *, size_max: int = 8, timeout_s: float = 10, resets: bool = True) -> Pool:
+async def connect(
+    database_url: str, *, size_max: int = 8, timeout_s: float = 10, on_query: Callable[[Any], None] | None = None
+) -> Pool:
     """A pool; json columns arrive as Python values. Raises StoreError when the database cannot be reached.
 
-    `resets`: whoever returns a connection clears its session (settings, session locks, listeners), which is a question more to the
-    server each time; not needed where nobody sets any.
+    `on_query` hears of each statement when it has been answered (asyncpg's LoggedQuery).
     """
+
+    async def prepare_pooled(connection: Any) -> None:
+        await prepare(connection)
+        if on_query is not None:
+            connection.add_query_logger(on_query)
+
     try:
         # Grown on demand: a floor would be restored, with a traceback a try, all the time that Postgres is away.
         pool = await asyncpg.create_pool(
-            database_url,
-            min_size=0,
-            max_size=size_max,
-            timeout=timeout_s,
-            command_timeout=60,
-            init=prepare,
-            reset=None if resets else _as_it_is,
+            database_url, min_size=0, max_size=size_max, timeout=timeout_s, command_timeout=60, init=prepare_pooled, reset=_reset
         )
         async with pool.acquire(timeout=timeout_s):
             return pool

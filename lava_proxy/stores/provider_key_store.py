@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 from lava_proxy.stores.database import Database
 
@@ -27,6 +28,7 @@ class ProviderKeyStore(Database):
         )
         return [ProviderKey(**row) for row in rows]
 
-    async def remove(self, merchant_id: str, provider: str) -> bool:
+    async def remove(self, merchant_id: str, provider: str, *, db: Any = None) -> bool:
         """Calls to it need the installation's own key, or the caller's, from then on. False when there was none."""
-        return bool(await self._changed("DELETE FROM provider_key WHERE merchant_id = $1 AND provider = $2", merchant_id, provider))
+        query = "DELETE FROM provider_key WHERE merchant_id = $1 AND provider = $2"
+        return bool(await self._changed(query, merchant_id, provider, db=db))

@@ -120,7 +120,7 @@ class ReportCopy:
             legs.append(
                 _LEG.pack(5, 8, wseq, 8, amount, 8, at) + own + _LEG.pack(5, 8, wseq, 8, -amount, 8, at) + wallet + start.revenue
             )
-            if cost:
+            if cost and is_fresh:  # of a double it was paid once
                 legs.append(_LEG.pack(5, 8, wseq, 8, -cost, 8, at) + wallet + start.cost)
                 legs.append(_LEG.pack(5, 8, wseq, 8, cost, 8, at) + wallet + start.paid)
             if not is_fresh:

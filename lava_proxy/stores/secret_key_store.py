@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Any
 
 import asyncpg
 
@@ -32,7 +33,7 @@ class SecretKeyStore(Database):
         super().__init__(pool)
         self._clock = clock
 
-    async def create(self, merchant_id: str, name: str, *, live: bool) -> SecretKey:
+    async def create(self, merchant_id: str, name: str, *, live: bool, db: Any = None) -> SecretKey:
         """The new key with its secret, this once. Raises NotFound for an unknown merchant."""
         secret, now = new_secret("aks_live_" if live else "aks_test_"), self._clock()
         key = SecretKey(
@@ -41,7 +42,7 @@ class SecretKeyStore(Database):
         try:
             await self._execute(
                 "INSERT INTO secret_key VALUES ($1, $2, $3, $4, $5, $6)",
-                key.secret_key_id, merchant_id, name, hash_of(secret), key.hint, now,
+                key.secret_key_id, merchant_id, name, hash_of(secret), key.hint, now, db=db,
             )  # fmt: skip
         except asyncpg.ForeignKeyViolationError as error:
             raise NotFound(f"No merchant {merchant_id!r}.") from error
@@ -64,6 +65,12 @@ class SecretKeyStore(Database):
         )
         return None if row is None else (row.pop("merchant_id"), SecretKey(**row))
 
+    async def name_of(self, secret: str, *, db: Any = None) -> tuple[str, str]:
+        """(id, hint) of the key that a request came with, also when it has been revoked since."""
+        row = await self._row("SELECT secret_key_id, hint FROM secret_key WHERE key_hash = $1", hash_of(secret), db=db)
+        assert row is not None, "keys are revoked, never deleted"
+        return row["secret_key_id"], row["hint"]
+
     async def is_valid(self, merchant_id: str, secret_key_id: str) -> bool:
         """Is this a key of the merchant's that has not been revoked?"""
         row = await self._row(
@@ -72,9 +79,9 @@ class SecretKeyStore(Database):
         )  # fmt: skip
         return row is not None
 
-    async def revoke(self, merchant_id: str, secret_key_id: str) -> None:
+    async def revoke(self, merchant_id: str, secret_key_id: str, *, db: Any = None) -> None:
         """The key ends at once. Raises NotFound, and Conflict `last_secret_key`: nobody could make another one after it."""
-        async with self._transaction() as db:
+        async with self._transaction(db) as db:
             # The merchant's row is the lock: of two requests that each revoke one of the last two keys, one must lose.
             await db.execute("SELECT 1 FROM merchant WHERE merchant_id = $1 FOR UPDATE", merchant_id)
             rows = await db.fetch("SELECT secret_key_id FROM secret_key WHERE merchant_id = $1 AND revoked_at IS NULL", merchant_id)

@@ -7,7 +7,8 @@ that try, and the delivery is taken up again when the lease has ended.
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
@@ -112,6 +113,7 @@ class WebhookStore:
         events: Sequence[str] | None,
         status: WebhookStatus,
         now: datetime,
+        db: Any = None,
     ) -> Webhook:
         """The new endpoint with its secret. Raises Conflict (webhook_limit) when the merchant has three."""
 
@@ -130,13 +132,13 @@ class WebhookStore:
             )  # fmt: skip
             return await self._new_secret(db, webhook_id, now)
 
-        secret = await self._in_transaction(work)
-        return replace(await self.webhook(merchant_id, webhook_id), secret=secret)
+        secret = await self._in_transaction(work, db)
+        return replace(await self.webhook(merchant_id, webhook_id, db=db), secret=secret)
 
-    async def webhook(self, merchant_id: str, webhook_id: str) -> Webhook:
+    async def webhook(self, merchant_id: str, webhook_id: str, *, db: Any = None) -> Webhook:
         """Raises NotFound."""
         rows = await self._rows(
-            f"SELECT {_WEBHOOK_COLUMNS} FROM webhook WHERE merchant_id = $1 AND webhook_id = $2", merchant_id, webhook_id
+            f"SELECT {_WEBHOOK_COLUMNS} FROM webhook WHERE merchant_id = $1 AND webhook_id = $2", merchant_id, webhook_id, db=db
         )
         if not rows:
             raise _no_such_webhook()
@@ -151,7 +153,9 @@ class WebhookStore:
         )  # fmt: skip
         return [_webhook(row) for row in rows]
 
-    async def update(self, merchant_id: str, webhook_id: str, changes: Mapping[str, Any], now: datetime) -> Webhook:
+    async def update(
+        self, merchant_id: str, webhook_id: str, changes: Mapping[str, Any], now: datetime, *, db: Any = None
+    ) -> Webhook:
         """Change `name`, `url`, `vocabulary`, `events` or `status`. Raises NotFound.
 
         Disabling ends what waits for the endpoint as failed; those deliveries can be replayed.
@@ -178,19 +182,19 @@ class WebhookStore:
             elif changes.get("status") == "disabled":
                 await _disable(db, webhook_id, "merchant", now)
 
-        await self._in_transaction(work)
-        return await self.webhook(merchant_id, webhook_id)
+        await self._in_transaction(work, db)
+        return await self.webhook(merchant_id, webhook_id, db=db)
 
-    async def delete(self, merchant_id: str, webhook_id: str) -> None:
+    async def delete(self, merchant_id: str, webhook_id: str, *, db: Any = None) -> None:
         """With its secrets, deliveries and log. Raises NotFound."""
 
         async def work(db: Any) -> str:
             return str(await db.execute("DELETE FROM webhook WHERE merchant_id = $1 AND webhook_id = $2", merchant_id, webhook_id))
 
-        if not (await self._in_transaction(work)).endswith(" 1"):
+        if not (await self._in_transaction(work, db)).endswith(" 1"):
             raise _no_such_webhook()
 
-    async def rotate(self, merchant_id: str, webhook_id: str, now: datetime) -> tuple[Webhook, datetime]:
+    async def rotate(self, merchant_id: str, webhook_id: str, now: datetime, *, db: Any = None) -> tuple[Webhook, datetime]:
         """The endpoint with a new secret, and when the present ones end. Raises NotFound."""
         ends_at = now + ROTATED_SECRET_VALID
 
@@ -211,8 +215,8 @@ class WebhookStore:
             )  # fmt: skip
             return secret
 
-        secret = await self._in_transaction(work)
-        return replace(await self.webhook(merchant_id, webhook_id), secret=secret), ends_at
+        secret = await self._in_transaction(work, db)
+        return replace(await self.webhook(merchant_id, webhook_id, db=db), secret=secret), ends_at
 
     async def _new_secret(self, db: Any, webhook_id: str, now: datetime) -> str:
         secret, secret_id = secret_of(os.urandom(_SECRET_BYTES)), new_id("whs")
@@ -269,7 +273,7 @@ class WebhookStore:
 
         return await self._in_transaction(work)
 
-    async def add_test(self, webhook: Webhook, now: datetime, lease: timedelta) -> Outgoing:
+    async def add_test(self, webhook: Webhook, now: datetime, lease: timedelta, *, db: Any = None) -> Outgoing:
         """A `webhook.test` event to one endpoint, already claimed by the caller, whatever the endpoint's status."""
 
         async def work(db: Any) -> Outgoing:
@@ -288,7 +292,7 @@ class WebhookStore:
             [outgoing] = await self._outgoing(db, [delivery_id], now)
             return outgoing
 
-        return await self._in_transaction(work)
+        return await self._in_transaction(work, db)
 
     async def record(self, outgoing: Outgoing, attempt: Attempt, now: datetime, again_at: datetime | None) -> str | None:
         """Write what became of a try. Returns why the endpoint was disabled by it: `gone`, `failing`, or None.
@@ -382,17 +386,17 @@ class WebhookStore:
             webhook_id, before, state, limit,
         )  # fmt: skip
 
-    async def delivery(self, merchant_id: str, webhook_id: str, delivery_id: str) -> LoggedDelivery:
+    async def delivery(self, merchant_id: str, webhook_id: str, delivery_id: str, *, db: Any = None) -> LoggedDelivery:
         """Raises NotFound."""
-        await self.webhook(merchant_id, webhook_id)
-        found = await self._logged("WHERE d.webhook_id = $1 AND d.delivery_id = $2", webhook_id, delivery_id)
+        await self.webhook(merchant_id, webhook_id, db=db)
+        found = await self._logged("WHERE d.webhook_id = $1 AND d.delivery_id = $2", webhook_id, delivery_id, db=db)
         if not found:
             raise NotFound("This webhook has no such delivery.")
         return found[0]
 
-    async def replay(self, merchant_id: str, webhook_id: str, delivery_id: str, now: datetime) -> LoggedDelivery:
+    async def replay(self, merchant_id: str, webhook_id: str, delivery_id: str, now: datetime, *, db: Any = None) -> LoggedDelivery:
         """Send a delivery again, with the same event id and a new window of tries. Raises NotFound, Conflict (disabled)."""
-        webhook = await self.webhook(merchant_id, webhook_id)
+        webhook = await self.webhook(merchant_id, webhook_id, db=db)
         if webhook.status != "active":
             raise Conflict("This webhook is disabled; set its status to active first.", code="webhook_disabled")
 
@@ -403,21 +407,23 @@ class WebhookStore:
                 webhook_id, delivery_id, now,
             )  # fmt: skip
 
-        await self._in_transaction(work)
-        return await self.delivery(merchant_id, webhook_id, delivery_id)
+        await self._in_transaction(work, db)
+        return await self.delivery(merchant_id, webhook_id, delivery_id, db=db)
 
-    async def _logged(self, where: str, *args: Any) -> list[LoggedDelivery]:
+    async def _logged(self, where: str, *args: Any, db: Any = None) -> list[LoggedDelivery]:
         rows = await self._rows(
             f"""SELECT d.delivery_id, d.event_id, e.type, e.subject_id, e.sequence, d.state, d.tries,
             greatest(d.next_try_at, d.created_at) AS next_try_at, d.last_status, d.last_error, d.excerpt, d.created_at, d.ended_at
             FROM delivery d JOIN event e USING (event_id) {where}""",
             *args,
+            db=db,
         )
         attempts: dict[str, list[LoggedAttempt]] = {}
         for row in await self._rows(
             """SELECT delivery_id, at, try, status, error, duration_ms FROM delivery_attempt
             WHERE delivery_id = ANY($1::text[]) ORDER BY at""",
             [row["delivery_id"] for row in rows],
+            db=db,
         ):
             logged = LoggedAttempt(
                 at=row["at"], number=row["try"], status=row["status"], error=row["error"], duration_ms=row["duration_ms"]
@@ -454,16 +460,29 @@ class WebhookStore:
 
     # -- plumbing
 
-    async def _rows(self, query: str, *args: Any) -> list[dict[str, Any]]:
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Any]:
+        """A connection in a transaction, for the `db` of these methods."""
+        try:
+            async with self._pool.acquire(timeout=10) as db, db.transaction():
+                yield db
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
+
+    async def _rows(self, query: str, *args: Any, db: Any = None) -> list[dict[str, Any]]:
         async def call() -> list[dict[str, Any]]:
-            return [dict(row) for row in await self._pool.fetch(query, *args)]
+            return [dict(row) for row in await (db or self._pool).fetch(query, *args)]
 
         return await _translated(call)
 
-    async def _in_transaction(self, work: Callable[[Any], Awaitable[T]]) -> T:
+    async def _in_transaction(self, work: Callable[[Any], Awaitable[T]], db: Any = None) -> T:
+        """In a transaction of its own, or as a part of the caller's."""
+
         async def call() -> T:
-            async with self._pool.acquire(timeout=10) as db, db.transaction():
+            if db is not None:
                 return await work(db)
+            async with self._pool.acquire(timeout=10) as own, own.transaction():
+                return await work(own)
 
         return await _translated(call)
 

@@ -19,6 +19,10 @@ DECODED_BYTES_MAX = 16 << 20
 WINDOW_BYTES_MAX = 8 << 20
 """Largest zstd window (RFC 9659 §3 limits it to 8 MB for content coding)."""
 
+_NOT_ENCODED = frozenset({"", "identity", "none", "utf-8", "utf8", "chunked", "8bit", "binary"})
+"""What servers write of bodies that are not encoded: `none` switches a host's own compression off, the others are mistakes that
+every client overlooks."""
+
 _STEP_BYTES = 1 << 20
 _ZSTD_SLICE_BYTES = 256  # four bytes may mean 128 kB (a run), so the sum is looked at often
 
@@ -172,7 +176,7 @@ def decoder(content_encoding: str) -> Decoder | None:
     An unknown coding gives a decoder that yields nothing: what cannot be read is not guessed at.
     """
     names = [name.strip().lower() for name in content_encoding.split(",")]
-    decoders = [_make(name) for name in reversed(names) if name not in ("", "identity")]
+    decoders = [_make(name) for name in reversed(names) if name not in _NOT_ENCODED]
     if not decoders:
         return None
     return decoders[0] if len(decoders) == 1 else _Stack(decoders)

@@ -50,7 +50,16 @@ def objects_named(raw: bytes | bytearray, key: str) -> Iterator[dict[str, Any]]:
 
     Inside a JSON string the quotes of a key are escaped, so text that talks about `"usage": {` is not found.
     """
-    pattern = re.compile(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*(?=\{)')
+    yield from _values_named(raw, key, rb"\{")
+
+
+def lists_named(raw: bytes | bytearray, key: str) -> Iterator[list[Any]]:
+    """As `objects_named`, the complete arrays."""
+    yield from _values_named(raw, key, rb"\[")
+
+
+def _values_named(raw: bytes | bytearray, key: str, opening: bytes) -> Iterator[Any]:
+    pattern = re.compile(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*(?=' + opening + rb")")
     for start in reversed([match.end() for match in pattern.finditer(raw)]):
         text = bytes(raw[start : start + OBJECT_BYTES_MAX]).decode("utf-8", "replace")
         try:

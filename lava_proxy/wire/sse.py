@@ -103,6 +103,11 @@ def _last_boundary_end(buffer: bytearray, start: int) -> int:
     return end if end > 1 else -1
 
 
+def names_an_error(block: bytes) -> bool:
+    """May one of these events be called `error`? The blank after a field's colon is optional."""
+    return b"error" in block and (b"event: error" in block or b"event:error" in block)
+
+
 def split_events(block: bytes) -> list[bytes]:
     """The events of a block, without their terminators; may contain empty ones."""
     if b"\r" not in block:

@@ -66,18 +66,14 @@ class Renewals:
                 price_snapshot=due.subject["terms"],
                 subject=due.subject,
             )
-            charge = await self._charges.advance(charge.charge_id)
+            await self._charges.advance(charge)
         except CallerError as error:
             _log.info(
                 "A cycle is not paid", action="renewal_unpaid", subscription_id=subscription.subscription_id, error=error.message
             )
             await self._subscriptions.mark_past_due(subscription.merchant_id, subscription.subscription_id)
-            return
         except UpstreamError as error:  # the processor cannot say now: the charger goes on with it
             _log.warning(
                 "A cycle waits for its charge", action="renewal_waits", subscription_id=subscription.subscription_id,
                 error=error.message,
             )  # fmt: skip
-            return
-        if charge.occasion == due.key and charge.state == "succeeded":
-            await self._subscriptions.apply_renewal(subscription.merchant_id, subscription.subscription_id)

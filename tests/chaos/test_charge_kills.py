@@ -14,7 +14,7 @@ import asyncpg
 import httpx2 as httpx
 
 from lava_proxy import settings
-from lava_proxy.cli import _installation
+from lava_proxy.cli_installation import installation
 from lava_proxy.domain.plans import Overage, overage_document
 from lava_proxy.stores import postgres
 from tests.daemon import Daemon, running
@@ -34,7 +34,7 @@ def test_a_worker_killed_while_it_charges_takes_nothing_that_it_does_not_credit(
 
 
 async def _kill_and_look(daemon: Daemon) -> None:
-    config = _installation(settings.load({}), daemon.data_dir)
+    config = installation(settings.load({}), daemon.data_dir)
     pool = await postgres.connect(config.database_url, size_max=1)
     try:
         await pool.execute("UPDATE connection SET overage = $1", overage_document(_OVERAGE))

@@ -1,4 +1,4 @@
-"""One headless Chromium for the browser tests, and what each page is held to: no script errors, no accessibility violations."""
+"""Headless Chromium for the browser tests and the pictures, and what each page is held to: no script errors, no axe violations."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import pytest
 from axe_playwright_python.async_playwright import Axe
 from playwright.async_api import Browser, Frame, Page, async_playwright
 
+MISSING = "chromium is missing: apt-get install -y chromium (./lava test does it as root)"
+needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason=MISSING)
 _FLAGS = [
     "--disable-quic",
     "--disable-background-networking",
@@ -23,14 +25,21 @@ _FLAGS = [
 ]
 
 
+def launch_options() -> dict[str, Any]:
+    """How the system's Chromium is started, also as root. FileNotFoundError where there is none."""
+    path = shutil.which("chromium")
+    if path is None:
+        raise FileNotFoundError(MISSING)
+    return {"executable_path": path, "headless": True, "chromium_sandbox": False, "args": _FLAGS}
+
+
 @asynccontextmanager
 async def chromium() -> AsyncIterator[Browser]:
     """A browser; the test is skipped, with the reason, where there is none."""
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("chromium is missing: apt-get install -y chromium (./lava test does it as root)")
+    if shutil.which("chromium") is None:
+        pytest.skip(MISSING)
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path, headless=True, chromium_sandbox=False, args=_FLAGS)
+        browser = await playwright.chromium.launch(**launch_options())
         try:
             yield browser
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
@@ -15,10 +16,13 @@ from typing import Any
 
 import pytest
 
-from tests.daemon import Daemon, running
+from lava_proxy.domain.money import parse_usd
+from tests.daemon import Daemon, running, until
+from tests.e2e.browser import needs_chromium
+from tests.e2e.visitor import Visitor
+from tools.screenshots import call, seed
 
-playwright_api = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="chromium is missing: apt-get install -y chromium")
+pytestmark = needs_chromium
 
 PAGES = ("/dashboard", "/dashboard?range=1", "/dashboard/requests", "/dashboard/requests?status=error", "/dashboard/audit")
 
@@ -49,8 +53,6 @@ class _Slow(BaseHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    from tools.screenshots import seed
-
     upstream = ThreadingHTTPServer(("127.0.0.1", 0), _Slow)
     serving = threading.Thread(target=upstream.serve_forever)
     serving.start()
@@ -64,41 +66,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         upstream.shutdown()
         serving.join()
         upstream.server_close()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from tools.screenshots import launch
-
-    with playwright_api.sync_playwright() as playwright:
-        started = launch(playwright)
-        yield started
-        started.close()
-
-
-class Visitor:
-    """A signed-in window that remembers what its console complained about."""
-
-    def __init__(self, browser: Any, daemon: Daemon, *, theme: str = "light", width: str = "desktop") -> None:
-        from tools.screenshots import signed_in
-
-        self.base = daemon.base_url.removesuffix("/v1/")
-        self.context = signed_in(browser, daemon, theme=theme, width=width)
-        self.page = self.context.new_page()
-        self.complaints: list[str] = []
-        self.page.on("console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None)
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-
-    def go(self, path: str) -> None:
-        answer = self.page.goto(self.base + path)
-        assert answer is not None and answer.status == 200, path
-
-    def violations(self) -> list[str]:
-        """What axe finds wrong on the page, WCAG A to AA and best practices."""
-        from axe_playwright_python.sync_playwright import Axe
-
-        found = Axe().run(self.page).response["violations"]
-        return [f"{one['id']}: {node['html'][:160]}" for one in found for node in one["nodes"]]
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
@@ -209,6 +176,43 @@ def test_the_theme_is_kept_and_a_filter_can_be_typed_and_cleared(browser: Any, d
     assert {row.split("\t")[2] for row in page.locator("tbody tr").all_inner_texts()} == {"initech"}
     page.get_by_role("link", name="Clear").click()
     page.wait_for_url("**/dashboard/requests")
+    assert visitor.complaints == []
+    visitor.context.close()
+
+
+def test_what_is_exported_is_what_is_filtered_and_adds_up_to_the_ledger_to_the_nano_dollar(browser: Any, daemon: Daemon) -> None:
+    """Guards I3: file, ledger and live balance agree; markups leave charges with odd nano-dollars."""
+    count, models = 27, ("gpt-4o-mini", "gpt-4o")
+    customer = daemon.cli("customer", "create", "--reference-id", "exported", "--funds", "5.00")["connection_id"]
+    for number in range(count):
+        call(daemon, daemon.cli_token(customer, ("markup", "tiered")[number % 2]), models[number % 3 == 0])
+    until(lambda: len(daemon.get(f"requests?customer_id={customer}&limit=100")["data"]) == count or None, "the rows")
+    visitor = Visitor(browser, daemon)
+    page = visitor.page
+
+    def exported(query: str, label: str) -> list[str]:
+        visitor.go(f"/dashboard/requests?{query}")
+        with page.expect_download() as download:
+            page.get_by_role("link", name=label).click()
+        assert download.value.failure() is None
+        return download.value.path().read_text().splitlines()
+
+    rows = {row["request_id"]: row for row in csv.DictReader(exported("customer=exported", "CSV"))}
+    charges = {request_id: parse_usd(row["charge"]) for request_id, row in rows.items()}
+    assert len(rows) == count and {row["customer_id"] for row in rows.values()} == {customer}
+    lines = [json.loads(line) for line in exported("customer=exported", "JSON lines")]
+    assert {line["request_id"]: parse_usd(line["charge"]["amount"]) for line in lines} == charges
+    dear = {row["request_id"] for row in csv.DictReader(exported("customer=exported&model=gpt-4o", "CSV"))}
+    assert dear == {request_id for request_id, row in rows.items() if row["model"] == "gpt-4o"} and 0 < len(dear) < count
+
+    visitor.go(f"/dashboard/customers/{customer}")
+    page.get_by_role("button", name="Show older").click()
+    calls = page.get_by_role("table", name="Ledger").locator("tbody tr", has=page.get_by_role("link"))
+    calls.nth(count - 1).wait_for()
+    ledger = {line.split("\t")[2]: line.split("\t")[3] for line in calls.all_inner_texts()}
+    assert {request_id: parse_usd(text.removeprefix("-$")) for request_id, text in ledger.items()} == charges
+    assert all(text.startswith("-$") for text in ledger.values()) and any(charge % 1000 for charge in charges.values())
+    assert daemon.balance_nanos(customer) == 5_000_000_000 - sum(charges.values())
     assert visitor.complaints == []
     visitor.context.close()
 

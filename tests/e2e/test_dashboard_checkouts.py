@@ -8,18 +8,17 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.daemon import Daemon, running, until
+from tests.e2e.browser import needs_chromium
 from tests.e2e.checkout_pages import sent_code
-from tests.e2e.test_dashboard import Visitor
 from tests.e2e.test_dashboard_pages import ask
+from tests.e2e.visitor import Visitor
 
-playwright_api = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="chromium is missing: apt-get install -y chromium")
+pytestmark = needs_chromium
 
 _numbers = itertools.count(200)
 
@@ -28,16 +27,6 @@ _numbers = itertools.count(200)
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with running(tmp_path_factory.mktemp("dashboard-checkouts"), "--workers", "1") as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from tools.screenshots import launch
-
-    with playwright_api.sync_playwright() as playwright:
-        started = launch(playwright)
-        yield started
-        started.close()
 
 
 @pytest.fixture

@@ -6,16 +6,15 @@ import json
 import re
 import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.daemon import Daemon, running, until
-from tests.e2e.test_dashboard import Visitor
+from tests.e2e.browser import needs_chromium
+from tests.e2e.visitor import Visitor
 
-playwright_api = pytest.importorskip("playwright.sync_api")
-pytestmark = pytest.mark.skipif(not Path("/usr/bin/chromium").exists(), reason="chromium is missing: apt-get install -y chromium")
+pytestmark = needs_chromium
 
 PAGES = (
     "customers", "customers?q=nobody-at-all", "customers/new", "meters", "meters/new", "plans", "plans/new", "plans/subscriptions",
@@ -27,16 +26,6 @@ PAGES = (
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     with running(tmp_path_factory.mktemp("dashboard-pages"), "--workers", "1") as started:
         yield started
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from tools.screenshots import launch
-
-    with playwright_api.sync_playwright() as playwright:
-        started = launch(playwright)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")
@@ -196,15 +185,17 @@ def test_the_code_of_the_token_builder_makes_a_call(visitor: Visitor, daemon: Da
 
 
 def test_two_merchants_never_see_each_other(visitor: Visitor, browser: Any, daemon: Daemon) -> None:
+    row = sell(daemon, "fixed")
     other = daemon.cli("merchant", "create", "--name", "Another")
     visitor.context.clear_cookies()
     visitor.page.goto(visitor.base + "/dashboard/sign-in")
     visitor.page.locator("input[name=secret_key]").fill(other["secret_key"])
     visitor.page.keyboard.press("Enter")
     visitor.page.wait_for_url("**/dashboard")
-    for path in ("customers", "meters", "webhooks"):
+    for path in ("customers", "meters", "webhooks", "requests"):
         visitor.go(f"/dashboard/{path}")
         assert visitor.page.locator(".empty-state").count() == 1, path
-    answer = visitor.page.goto(f"{visitor.base}/dashboard/customers/{daemon.info['connection_id']}")
-    assert answer is not None and answer.status == 404
+    for path in (f"customers/{daemon.info['connection_id']}", f"requests/{row['request_id']}"):
+        answer = visitor.page.goto(f"{visitor.base}/dashboard/{path}")
+        assert answer is not None and answer.status == 404, path
     visitor.complaints.clear()  # the browser notes the 404

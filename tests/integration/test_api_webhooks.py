@@ -153,13 +153,21 @@ async def test_bad_input_is_refused_with_every_problem_and_changes_nothing(
 async def test_http_and_private_receivers_need_the_installations_word(stores: Stores, shop: Shop) -> None:
     strict = WebhookClient(timeout_s=1, connections_max=1, allow_private=False, clock=lambda: CLOCK)
     async with served(dependencies(stores, webhook_client=strict)) as client:
-        for url in ("http://shop.example/", "https://127.0.0.1/", "https://[::1]:8443/", "https://169.254.169.254/"):
+        for url in ("http://shop.example/", "https://127.0.0.1/", "https://[::1]:8443/"):
             status, answer = await send(client, shop, "POST", body={"name": "n", "url": url})
             assert (status, answer["error"]["code"]) == (400, "invalid_parameter"), url
             assert "public https" in answer["error"]["message"]
         webhook = await made(client, shop)
         assert (await send(client, shop, "PATCH", f"/{webhook['webhook_id']}", {"url": "http://10.0.0.1/"}))[0] == 400
         assert (await send(client, shop, "GET", f"/{webhook['webhook_id']}"))[1]["url"] == webhook["url"]
+
+
+async def test_a_receiver_at_a_link_local_address_is_refused_also_where_private_ones_are_allowed(
+    client: Client, shop: Shop
+) -> None:
+    for url in ("http://169.254.169.254/latest/meta-data", "http://[fe80::1]:8080/", "http://2852039166/"):
+        status, answer = await send(client, shop, "POST", body={"name": "n", "url": url})
+        assert (status, answer["error"]["code"]) == (400, "invalid_parameter"), url
 
 
 async def test_a_test_is_sent_now_and_answers_what_became_of_it(client: Client, shop: Shop, receiver: Receiver) -> None:

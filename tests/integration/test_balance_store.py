@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from lava_proxy.domain.errors import CallerError, Conflict, InsufficientFunds, NotFound, StoreError
+from lava_proxy.domain.money import AMOUNT_NANOS_MAX
 from lava_proxy.stores.balance_store import (
     POSITION_MAX,
     Held,
@@ -204,4 +205,43 @@ async def test_a_reserve_of_nothing_is_a_hold_all_the_same(world: World) -> None
     request_id = new_id("req")
     assert await world.balances.reserve(wallet_id, request_id, 0, row=world.row(wallet_id), lease_ms=5) == Held(0, 0, 0)
     assert (await world.settle(wallet_id, request_id, 0)).wseq == 1
+    await world.clean_audit()
+
+
+async def test_sums_stay_exact_at_the_very_bounds(world: World) -> None:
+    """I1, I17: below a deep debt, and with holds on a long line, no pot grows beyond what a double counts exactly."""
+    most = AMOUNT_NANOS_MAX
+    owing = await world.wallet()
+    await world.settle(owing, new_id("req"), most - 1, mode="late")
+    await world.credit(owing, most - 1, pot="p")
+    lot = lot_key("plan", "crd_x", 1)
+    row = world.row(owing)
+    for refused in (
+        world.credit(owing, most - 2, pot="p"),
+        world.balances.adjust(owing, "adj_1", most - 2, lot_key=lot, row=row, keep_ms=KEEP_MS),
+        world.balances.renew(
+            owing, "ren_1", ends=frozenset(), lot_key=lot_key("plan", "ren_1", 1, priority=400), grant_nanos=most - 2, row=row,
+            keep_ms=KEEP_MS, months_before="", drop_cycles=(),
+        ),
+    ):  # fmt: skip
+        with pytest.raises(CallerError):
+            await refused
+    state = await world.state(owing)
+    assert (state.plan_available, state.funds_available, state.debt) == (most - 1, 1 - most, most - 1)
+    assert sum(state.lots.values()) == most - 1 and state.balance_nanos == state.credited - state.settled == 0
+
+    funds = 20_000_000_000_003
+    deep = await world.wallet(funds)
+    request_id = await world.reserve(deep, most - 1, overdraft_nanos=most)
+    with pytest.raises(NotCovered) as short:
+        await world.reserve(deep, funds, overdraft_nanos=most)
+    assert short.value.spendable_nanos == 1
+    await world.reserve(deep, 1, overdraft_nanos=most)
+    with pytest.raises(NotCovered):
+        await world.balances.extend(deep, request_id, most)
+    assert (await world.state(deep)).funds_held == most
+    await world.settle(deep, request_id, most - 1)
+    state = await world.state(deep)
+    assert state.balance_nanos == funds - most + 1 == state.credited - state.settled
+    await world.flush()
     await world.clean_audit()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import pytest
@@ -66,6 +67,51 @@ async def test_a_key_makes_one_payment_and_confirms_once(cards: CardWorld) -> No
     other = await cards.processor.confirm_payment(made.payment_ref, key="cf:2", method_ref=card, off_session=True, return_url=None)
     assert isinstance(other, Unknown)
     assert await cards.taken_cents() == 2500
+
+
+async def test_many_at_once_make_one_payment_and_take_its_money_once(world: World) -> None:
+    """55: by one key and by several, also where the same card is used for another payment meanwhile."""
+    async with card_world(world, "sandbox") as cards:
+        first, card = await payment(cards)
+        assert first.customer_ref is not None
+        made = await asyncio.gather(
+            *(
+                cards.processor.create_payment(
+                    key="pi:chg_2", customer_ref=first.customer_ref, method_ref=card, amount_cents=700, currency="usd",
+                    metadata={CHARGE_KEY: "chg_2"},
+                )
+                for _ in range(6)
+            )
+        )  # fmt: skip
+        (second,) = {found.payment_ref for found in made}
+        refs, keys = (first.payment_ref, second), ("cf:1", "cf:2", "cf:3")
+        outcomes = await asyncio.gather(
+            *(
+                cards.processor.confirm_payment(ref, key=f"{key}:{ref}", method_ref=card, off_session=True, return_url=None)
+                for key in keys * 2
+                for ref in refs
+            )
+        )
+        # Those whose key took the money say so; the other keys say that it was taken.
+        assert all(isinstance(outcome, (Succeeded, Unknown)) for outcome in outcomes)
+        taken = {outcome.payment.payment_ref for outcome in outcomes if isinstance(outcome, Succeeded)}
+        assert taken == set(refs) and await cards.taken_cents() == 3200
+        rows = await world.fetch("SELECT count(*) AS answers FROM sandbox_answer WHERE key LIKE 'cf:%'")
+        assert rows[0]["answers"] == 2
+
+
+async def test_a_payment_of_nobody_is_refused_and_its_key_can_be_used_again(world: World) -> None:
+    async with card_world(world, "sandbox") as cards:
+        with pytest.raises(CallerError, match="no customer"):
+            await cards.processor.create_payment(
+                key="pi:chg_1", customer_ref="cus_none", method_ref="pm_none", amount_cents=2500, currency="usd", metadata={}
+            )
+        made, _ = await payment(cards)
+        assert made.status == "unconfirmed"
+        outcome = await cards.processor.confirm_payment(
+            "pi_none", key="cf:1", method_ref="pm_none", off_session=True, return_url=None
+        )
+        assert isinstance(outcome, Unknown) and "no payment" in outcome.reason
 
 
 @pytest.mark.parametrize(("number", "reason"), [(LATER, "generic_decline"), (POOR, "insufficient_funds")])

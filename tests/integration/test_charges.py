@@ -12,7 +12,10 @@ import pytest
 from lava_proxy.billing.charges import HOLD_OFFS, Charges, payment_credit_id
 from lava_proxy.domain.errors import CallerError, Conflict, UpstreamError
 from lava_proxy.domain.money import NANOS_PER_CENT
+from lava_proxy.domain.webhooks import CHARGE_FAILED
 from lava_proxy.stores.charge_store import Charge
+from lava_proxy.stores.vault import Vault, new_master_key
+from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.workers.credit_applier import CreditApplier
 from tests.billing_world import World
 from tests.card_world import GOOD, HOLDER, LATER, POOR, CardWorld, card_world
@@ -231,8 +234,9 @@ async def test_a_decline_credits_nothing_and_leaves_the_card_alone_longer_each_t
 async def test_a_new_card_or_a_paid_top_up_lifts_a_suspension(cards: CardWorld) -> None:
     """58: a renewal is tried again with the new card; overage waits for its trigger, which asks by what is missing then."""
 
-    async def renewed(db: Any, charge: Charge) -> None:
+    async def renewed(db: Any, charge: Charge) -> list[str]:
         assert charge.state == "succeeded"
+        return []
 
     charges = Charges(
         cards.store, cards.processor, cards.world.funding, cards.clock, {"subscription_renewal": renewed}
@@ -288,7 +292,37 @@ async def test_a_holder_who_never_comes_frees_the_wallet_after_a_day(cards: Card
     assert charge.state == "requires_action" and charge.action_url is not None
     await cards.run(rounds=26, step=timedelta(hours=1))
     assert (await cards.store.charge(charge.charge_id)).state == "canceled"
-    assert await cards.store.open_charge(wallet_id) is None
+    assert await cards.store.in_the_way(wallet_id, None) == (None, None)
+
+
+async def test_a_charge_that_fails_is_told_once_for_each_attempt(cards: CardWorld) -> None:
+    """Declined, or left alone by its holder."""
+    vault = Vault(new_master_key())
+    await WebhookStore(cards.world.pool, vault).create(
+        cards.world.merchant_id, name="x", url="https://example.com/", vocabulary="customer", events=(CHARGE_FAILED,),
+        status="active", now=cards.clock(),
+    )  # fmt: skip
+    wallet_id, _ = await cards.payer(POOR)
+    charge = await cards.pay(wallet_id, 1000, purpose="overage")
+    cards.clock.advance(HOLD_OFFS[0] + MINUTE)
+    await cards.charger.run_once()
+    await cards.charges.refresh(charge.charge_id)
+    absent, _ = await cards.payer(HOLDER)
+    left = await cards.pay(absent, 900, on_session=True, return_url="http://127.0.0.1/back")
+    await cards.run(rounds=26, step=timedelta(hours=1))
+    rows = await cards.world.fetch(
+        "SELECT subject_id, wallet_id, facts, customer FROM event WHERE type = $1 ORDER BY ordinal", CHARGE_FAILED
+    )
+    told = [(row["subject_id"], row["facts"]["charge"]["attempt"], row["facts"]["charge"]["status"]) for row in rows]
+    ours = [one for one in told if one[0] == charge.charge_id]
+    assert ours == [(charge.charge_id, number, "declined") for number in range(1, len(ours) + 1)] and len(ours) >= 2
+    assert [one for one in told if one[0] == left.charge_id] == [(left.charge_id, left.attempt, "canceled")]
+    first = rows[0]["facts"]["charge"]
+    assert (first["decline_code"], first["amount"], first["is_automatic"]) == ("insufficient_funds", "10.00", True)
+    assert first["next_attempt_at"] is not None and rows[0]["wallet_id"] == wallet_id and rows[0]["customer"] is not None
+    abandoned = next(row["facts"]["charge"] for row in rows if row["subject_id"] == left.charge_id)
+    assert (abandoned["decline_code"], abandoned["next_attempt_at"]) == ("holder_absent", None)
+    assert await cards.store.hold_off(absent) is None  # nobody is held off by a checkout that was left
 
 
 async def test_a_wallet_without_a_card_is_told_so(cards: CardWorld) -> None:
@@ -307,15 +341,32 @@ async def test_money_that_would_buy_nothing_is_not_asked_for(cards: CardWorld) -
     assert await cards.store.charges(wallet_id) == []
 
 
+async def test_a_step_that_was_decided_on_old_news_is_not_taken(cards: CardWorld) -> None:
+    """I25: what another has moved on stays as it is, and is answered as it stands."""
+    wallet_id, _ = await cards.payer()
+    before = await cards.open(wallet_id)
+    paid = await cards.charges.advance(before)
+    assert paid.state == "succeeded"
+    assert await cards.charges.advance(before) == paid
+    async with cards.store.transaction() as db:
+        assert await cards.store.change(db, before, cards.clock(), state="canceled") is None
+    traces = await cards.world.fetch("SELECT number, new_state FROM charge_transition ORDER BY number")
+    assert [(row["number"], row["new_state"]) for row in traces] == [
+        (1, "created"), (2, "pi_created"), (3, "confirming"), (4, "succeeded"),
+    ]  # fmt: skip
+    assert await is_even(cards, wallet_id) == 2500
+
+
 async def test_an_effect_that_fails_leaves_nothing_half_done_and_comes_later(cards: CardWorld) -> None:
     """64, 73: state and effect share a transaction."""
     broken, ran = True, []
 
-    async def effect(db: Any, charge: Charge) -> None:
+    async def effect(db: Any, charge: Charge) -> list[str]:
         ran.append(charge.charge_id)
         await db.execute("UPDATE merchant SET name = 'changed'")
         if broken:
             raise CallerError("not now")
+        return []
 
     cards.charges = Charges(cards.store, cards.processor, cards.world.funding, cards.clock, {"bundle": effect})
     wallet_id, _ = await cards.payer()

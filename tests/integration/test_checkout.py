@@ -150,6 +150,22 @@ async def test_a_code_is_good_once_for_five_tries_and_few_are_sent(shop: Checkou
     assert len([phone for phone, _ in shop.sms.sent if phone == "+14155550100"]) == 5
 
 
+async def test_a_phone_gets_ten_codes_a_day_over_all_sessions_visits_and_addresses(shop: CheckoutWorld) -> None:
+    """Each code is five guesses: who may ask for five an hour for ever would find the right one in the end."""
+    redis, refusals = shop.world.redis, []
+    for number in range(12):
+        for key in await redis.keys("verify:count:*:3600"):  # an hour later
+            await redis.delete(key)
+        visit = Visit(token=f"{number:040d}", address=f"203.0.113.{number}")
+        try:
+            await shop.checkout.send_code(await shop.session(), visit, "+14155550111")
+        except LimitExceeded as error:
+            refusals.append(error)
+    assert len(shop.sms.sent) == 10 and len(refusals) == 2
+    assert (refusals[0].retry_after_s or 0) > 80_000 and refusals[0].message.endswith("24 hours.")
+    await shop.checkout.send_code(await shop.session(), HERE, "+14155550112")
+
+
 async def test_a_provider_that_makes_its_own_codes_checks_them(world: World) -> None:
     async with checkout_world(world, sms=KeptSms(makes_codes=True)) as shop:
         session = await shop.session()
@@ -173,6 +189,62 @@ async def test_a_known_customers_code_goes_to_the_phone_on_file_whatever_is_type
     assert shop.sms.sent[-1][0] == "+14155550177"
     session = await shop.session(reference_id="user-1")
     assert session.connection_id == made.connection_id, "a reference id names who there is already"
+
+
+async def test_a_code_asked_for_before_a_phone_came_on_file_makes_nobody_the_payer(shop: CheckoutWorld) -> None:
+    """Who had the link first, with a phone of their own, does not get the customer of who confirmed first."""
+    made = await shop.world.catalog.create_connection(shop.world.merchant_id, reference_id="user-2")
+    await shop.world.funding.open_wallet(made.wallet_id)
+    session = await shop.session("topup", customer="user-2")
+    await shop.checkout.send_code(session, THERE, "+14155559999")
+    early = shop.sms.sent[-1][1] or ""
+    session = await shop.ready(session, HERE, card=HOLDER)
+    payer = await shop.charge_store.wallet_person(made.wallet_id)
+    for is_paying in (False, True):
+        if is_paying:
+            await shop.checkout.pay(session, HERE, 2500, RETURN)
+            await shop.checkout.forget_phone(session, THERE)
+            await shop.checkout._verification._codes.put(f"{session.checkout_session_id}:{THERE.hash.hex()}", "+14155559999", early)
+        with pytest.raises(Conflict) as refused:
+            await shop.checkout.check_code(await shop.again(session), THERE, early)
+        assert refused.value.code == "phone_changed"
+        assert await shop.charge_store.wallet_person(made.wallet_id) == payer
+        assert await shop.step(session, THERE) == "phone"
+    assert await shop.step(session, HERE) == "authenticate"
+
+
+async def test_of_two_who_confirm_at_once_one_pays_for_the_customer(shop: CheckoutWorld) -> None:
+    """67: two links, two phones, one customer: the second is refused and no session is theirs."""
+    for attempt in range(4):
+        made = await shop.world.catalog.create_connection(shop.world.merchant_id, reference_id=f"both-{attempt}")
+        await shop.world.funding.open_wallet(made.wallet_id)
+        sessions = [await shop.session("topup", customer=made.connection_id) for _ in range(2)]
+        visits, codes = (HERE, THERE), []
+        for number, visit in enumerate(visits):
+            await shop.checkout.send_code(sessions[number], visit, f"+1415555{attempt}{number}00")
+            codes.append(shop.sms.sent[-1][1] or "")
+        ends = await asyncio.gather(
+            *(shop.checkout.check_code(sessions[n], visits[n], codes[n]) for n in (0, 1)), return_exceptions=True
+        )
+        assert sorted(str(getattr(end, "code", end)) for end in ends) == ["None", "phone_changed"]
+        winner = ends.index(None)
+        assert (await shop.again(sessions[winner])).state == "verified" and (await shop.again(sessions[1 - winner])).state == "open"
+        person = await shop.charge_store.person((await shop.charge_store.wallet_person(made.wallet_id)) or "", "sandbox")
+        assert person.phone == f"+1415555{attempt}{winner}00"
+
+
+async def test_two_people_in_one_session_never_pay_for_each_others_customer(shop: CheckoutWorld) -> None:
+    """67: the first is paying while the second takes the session over; the customer whom it makes stays the first's."""
+    first = await shop.ready(await shop.session(), HERE)
+    second = await shop.ready(first, THERE, phone="+14155550188")
+    await shop.checkout.pay(first, HERE, 2500, RETURN)
+    with pytest.raises(CallerError) as refused:
+        await shop.checkout.pay(second, THERE, 2500, RETURN)
+    assert refused.value.code == "phone_changed"
+    connection_id = (await shop.again(first)).connection_id
+    customer = await shop.world.catalog.connection(shop.world.merchant_id, connection_id or "")
+    assert customer is not None and await shop.charge_store.wallet_person(customer.wallet_id) == first.person_id
+    assert [charge.person_id for charge in await shop.charge_store.charges(customer.wallet_id)] == [first.person_id]
 
 
 async def test_a_person_known_to_the_merchant_stays_one_customer_and_keeps_their_card(shop: CheckoutWorld) -> None:

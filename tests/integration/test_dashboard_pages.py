@@ -94,7 +94,7 @@ async def test_the_overview_of_a_new_merchant_says_what_comes_next(world: Dashbo
     shop = await open_shop(world.stores, "new")
     async with world.browser(shop) as browser:
         said = words(await browser.get("/dashboard"))
-        assert "No calls in this time" in said and "Make a first call" in said
+        assert "First steps 3 of 5 done" in said and "The first call" in said
         assert "No requests yet" in words(await browser.get("/dashboard/requests"))
         assert "Nothing was changed yet" in words(await browser.get("/dashboard/audit"))
 
@@ -224,8 +224,8 @@ async def test_a_request_shows_all_that_made_its_price(world: DashboardWorld) ->
         said = words(page)
         for fact in (
             "Charge $0.03 ", "Provider cost $0.004500001", "Margin $0.025499999", "0 1,500 tokens $20 per million $0.03",
-            "From plan credit $0.00 From funds $0.03", "Balance after it $24.97", "Price list test-1", "provider final",
-            "All of it 1.200 ms", "input tokens 1000", "chatcmpl-1", request_id, "customer of acme", "Chat",
+            "From plan credit $0.00 From funds $0.03", "Balance after it $24.97", "Price list test-1", "Reported by the provider",
+            "The whole call 1.200 ms", "input tokens 1000", "chatcmpl-1", request_id, "customer of acme", "Chat",
         ):  # fmt: skip
             assert fact in said, fact
         assert "<b>red</b>" not in page and "&lt;b&gt;red" in page
@@ -273,10 +273,21 @@ async def test_the_audit_log_says_who_did_what_and_what_it_was_before(
             "action=key.revoke": 1,
             "object=prd_1": 2,
             "from=2090-01-01": 0,
+            "who=root": 1,
+            "who=Key+aks_live_...abcd&action=meter": 1,
+            "who=nobody": 0,
             "object=prd_9": 0,
         }.items():
             assert (await browser.get(f"/dashboard/audit?{query}")).count("<time") == count, query
+        assert "Nothing matches" in await browser.get("/dashboard/audit?who=nobody")
+        assert 'rel="next"' in page and "Key aks_live_...abcd</option>" in page and ">meter: anything</option>" in page
+        monkeypatch.setattr(audit_page, "PAGE_ROWS", 1)
+        [older] = re.findall(r'rel="next" href="([^"]+)"', await browser.get("/dashboard/audit?who=Key+aks_live_...abcd"))
+        rest = await browser.get(unescape(older))
+        assert "meter.change" in rest and rest.count("<time") == 1 and 'rel="next"' not in rest
         await browser.get("/dashboard/audit?from=soon", 422)
+    async with world.browser(await open_shop(world.stores, "third")) as browser:
+        assert "Nothing was changed yet" in await browser.get("/dashboard/audit")
 
 
 async def test_an_act_and_its_entry_are_written_together_or_not_at_all(world: DashboardWorld) -> None:

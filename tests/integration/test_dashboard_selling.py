@@ -7,12 +7,14 @@ import json
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from html import unescape
 from typing import Any
 
 import pytest
 
 from lava_proxy.billing.cards import Cards
 from lava_proxy.billing.subscriptions import Subscriptions
+from lava_proxy.domain.catalog import Tier
 from lava_proxy.domain.limits import KeyRules, Limits
 from lava_proxy.domain.plans import Terms
 from lava_proxy.payments.processor import CardDetails
@@ -20,6 +22,7 @@ from lava_proxy.payments.sandbox import SandboxProcessor
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.plan_store import BundleDraft, PlanStore
 from lava_proxy.stores.provider_key_store import ProviderKeyStore
+from lava_proxy.web.dashboard import meters as meters_page
 from lava_proxy.workers.credit_applier import CreditApplier
 from tests.dashboard_world import Browser, DashboardWorld, dashboard_world
 from tests.engines import RunningEngines
@@ -355,7 +358,11 @@ async def test_a_meter_is_made_changed_and_archived_and_keeps_every_price_it_had
     async with browser.client.post(f"{chat}/secret", data={"csrf": browser.csrf}) as answer:
         assert now.secret in await answer.text()
     await done(browser, f"{chat}/archive")
-    await browser.get(chat, 404)
+    page = await browser.get(chat)
+    assert "$40 per 1,000,000 tokens, 2 tiers" in page and "$20 per 1,000,000 tokens, 2 tiers" in page
+    assert "cannot be brought back" in page and 'id="meter-form"' not in page and f"{chat}/archive" not in page
+    for change in ("", "/secret", "/archive"):
+        assert (await browser.post(f"{chat}{change}", old)).status == 404
     assert await acts(world, shop) == ["meter.archive", "meter.reveal_secret", "meter.change", "meter.create"]
 
 
@@ -383,6 +390,32 @@ async def test_the_calculator_says_what_a_call_would_come_to(
     async with browser.client.post(f"{BASE}/meters/quote", data=form) as answer:
         text = await answer.text()
     assert answer.status == 200 and all(part in text for part in said), text
+
+
+async def test_archived_meters_are_listed_by_themselves_and_paged(
+    world: DashboardWorld, shop: Shop, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(meters_page, "PAGE_ROWS", 2)
+    assert "No archived meters" in await browser.get(f"{BASE}/meters?status=archived")
+    archived = []
+    for number in range(3):
+        made = await world.deps.merchant_stores.meters.create(
+            shop.merchant.merchant_id, name=f"Old {number}", slug=None, rate_type="fixed", tier_type="requests",
+            tiers=(Tier(start=0, rate=USD),), token_basis="input+output",
+        )  # fmt: skip
+        archived.insert(0, made.meter_id)
+        await done(browser, f"{BASE}/meters/{made.meter_id}/archive")
+    in_use = await browser.get(f"{BASE}/meters")
+    assert shop.meter.meter_id in in_use and not any(meter_id in in_use for meter_id in archived)
+    page = await browser.get(f"{BASE}/meters?status=archived")
+    assert [meter_id for meter_id in archived if meter_id in page] == archived[:2] and shop.meter.meter_id not in page
+    [older] = re.findall(r'rel="next" href="([^"]+)"', page)
+    rest = await browser.get(unescape(older))
+    assert archived[2] in rest and archived[0] not in rest and "status=archived" in rest
+    other = await open_shop(world.stores, "two")
+    async with world.browser(other) as stranger:
+        assert "No archived meters" in await stranger.get(f"{BASE}/meters?status=archived")
+        await stranger.get(f"{BASE}/meters/{archived[0]}", 404)
 
 
 # -- plans
@@ -434,13 +467,22 @@ async def test_a_plan_is_made_and_changed_with_its_bundles_and_meters(world: Das
     assert await acts(world, shop) == ["plan.archive", "plan.change", "plan.change", "plan.create"]
 
 
+async def test_the_code_calls_a_provider_that_there_is_a_key_for(world: DashboardWorld, shop: Shop, browser: Browser) -> None:
+    await world.stores.catalog.set_provider_key(shop.merchant.merchant_id, "anthropic", "sk-ant-a-key")
+    page = await browser.get(f"{BASE}/token?customer={shop.customer.connection_id}")
+    assert "/v1/messages" in page and page.index("Python, anthropic") < page.index("Python, openai")
+    await world.stores.catalog.set_provider_key(shop.merchant.merchant_id, "openai", "sk-a-key")
+    page = await browser.get(f"{BASE}/token?customer={shop.customer.connection_id}")
+    assert "/v1/messages" not in page and page.index("Python, openai") < page.index("Python, anthropic")
+
+
 async def test_the_default_plan_stays_and_a_subscription_is_cancelled_once(
     world: DashboardWorld, shop: Shop, browser: Browser
 ) -> None:
     plan = await make_plan(world, shop, name="Gratis")
     subscription = await subscribe(world, shop, plan)
     page = await browser.get(f"{BASE}/plans/subscriptions")
-    assert "Gratis" in page and "buyer@one.example" in page
+    assert "Gratis" in page and "customer of one" in page
     assert "Gratis" in await browser.get(f"{BASE}/customers/{shop.customer.connection_id}")
     await done(browser, f"{BASE}/plans/subscriptions/{subscription.subscription_id}/cancel")
     assert "Gratis" in await browser.get(f"{BASE}/plans/subscriptions?status=cancelled")

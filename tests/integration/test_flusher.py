@@ -166,6 +166,28 @@ async def test_a_second_debit_that_redis_forgot_is_reversed_and_its_neighbours_a
     await world.clean_audit()
 
 
+@pytest.mark.parametrize("charge", [30, 0])
+async def test_a_second_debit_leaves_the_tier_counter_as_it_was(world: World, charge: int) -> None:
+    """33, 52, I10: also where its tier is free; and whatever Redis loses before the units have been given back."""
+    wallet_id, field = await world.wallet(1_000), "t:prd_1:2026-11"
+    again = await world.call(wallet_id, charge, 100, tier_field=field, units=7)
+    await world.flush()
+    assert (await world.state(wallet_id)).counters == {field: 7}
+    await world.redis.delete(f"{tag(partition_of(wallet_id))}:h:{again}")
+    assert (await world.settle(wallet_id, again, charge, tier_field=field, units=7)).flags == "l"
+    await world.flush()
+    assert (await world.state(wallet_id)).counters == {field: 14}
+    assert await world.ledger.counters(wallet_id, "2026-10") == {field: 14}  # what a Redis that is rebuilt now must have
+    for applied in (1, 0):
+        assert await CreditApplier(world.catalog, world.funding).run_once() == applied
+        await world.flush()
+        assert (await world.state(wallet_id)).counters == {field: 7}
+    assert await world.ledger.counters(wallet_id, "2026-10") == {field: 7}
+    assert (await world.state(wallet_id)).balance_nanos == 1_000 - charge
+    assert await world.catalog.open_credits(10) == []
+    await world.clean_audit()
+
+
 async def test_the_same_id_twice_in_one_batch_is_charged_once(world: World) -> None:
     """44, I10: both debits reach Postgres in one transaction."""
     wallet_id = await world.wallet(1_000)
@@ -177,6 +199,44 @@ async def test_the_same_id_twice_in_one_batch_is_charged_once(world: World) -> N
     assert len(await world.fetch("SELECT * FROM anomaly")) == 1
     await CreditApplier(world.catalog, world.funding).run_once()
     assert (await world.state(wallet_id)).balance_nanos == 960
+    await world.flush()
+    await world.clean_audit()
+
+
+@pytest.mark.parametrize("same_batch", [False, True])
+async def test_a_report_under_a_running_calls_id_makes_the_call_no_cheaper(world: World, same_batch: bool) -> None:
+    """I10: the id stands in the answer's head, so it can be reported while the call runs; both are charged, each once."""
+    wallet_id = await world.wallet(1_000)
+    call_id = await world.reserve(wallet_id, 400)
+    await world.settle(wallet_id, new_id("req"), 1, mode="late", changes={"request_key": call_id, "fingerprint": "f"})
+    if not same_batch:
+        await world.flush()
+    await world.settle(wallet_id, call_id, 400)
+    await world.flush()
+    await world.redis.delete(f"{tag(partition_of(wallet_id))}:h:{call_id}")
+    assert (await sums(world)) == (2, 2, 401)
+    assert await world.fetch("SELECT * FROM anomaly") == []
+    await world.settle(wallet_id, call_id, 400, mode="late")  # Redis had forgotten it
+    await world.flush()
+    await CreditApplier(world.catalog, world.funding).run_once()
+    assert (await world.state(wallet_id)).balance_nanos == 1_000 - 401
+    await world.flush()
+    await world.clean_audit()
+
+
+async def test_a_report_named_like_a_job_does_not_make_the_job_free(world: World) -> None:
+    """I10: what a job is called here is no report's to take."""
+    wallet_id = await world.wallet(1_000)
+    job = {"once_key": "job/openai/resp_1"}
+    await world.settle(wallet_id, new_id("req"), 1, mode="late", changes={"request_key": "job/openai/resp_1", "fingerprint": "f"})
+    await world.flush()
+    for _ in range(2):
+        call_id = await world.reserve(wallet_id, 300)
+        await world.settle(wallet_id, call_id, 300, changes=job)
+        await world.flush()
+    assert (await sums(world)) == (2, 2, 301), "the second look at the job is given back"
+    await CreditApplier(world.catalog, world.funding).run_once()
+    assert (await world.state(wallet_id)).balance_nanos == 1_000 - 301
     await world.flush()
     await world.clean_audit()
 

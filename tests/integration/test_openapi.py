@@ -70,6 +70,29 @@ def test_every_operation_has_a_tag_an_id_of_its_own_refusals_and_says_whether_it
     assert {"/v1/forward", "/v1/chat/completions", "/v1/customers/{customer}", "/v1/auth/callback"} <= set(document["paths"])
 
 
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/checkout_sessions", "/v1/customers/{customer}/portal_session", "/v1/wallet/fund", "/v1/charges/{charge}/refund"],
+)
+def test_what_an_installation_may_not_be_set_up_for_says_so(document: dict[str, Any], path: str) -> None:
+    said = document["paths"][path]["post"]["responses"]
+    assert said["501"] == {"$ref": "#/components/responses/Refused501"}
+    assert "501" not in document["paths"]["/v1/meters"]["post"]["responses"]
+
+
+async def test_a_checkout_without_text_messages_is_501(stores: Stores) -> None:
+    shop, deps = await open_shop(stores, "mute"), dependencies(stores)
+    assert deps.checkout_sessions is not None
+    deps.checkout_sessions._checkout._verification._sender = None
+    async with served(deps) as client:
+        for path, body in (
+            ("checkout_sessions", {"checkout_mode": "onboarding", "origin_url": "https://shop.example/"}),
+            (f"customers/{shop.customer.connection_id}/portal_session", {}),
+        ):
+            async with client.post(f"/v1/{path}", json=body, headers=shop.headers) as answer:
+                assert (answer.status, (await answer.json())["error"]["code"]) == (501, "sms_not_configured")
+
+
 def test_what_is_routed_is_described_and_what_is_not_built_is_not(stores: Stores, document: dict[str, Any]) -> None:
     application = build_application(dependencies(stores))
     pages = {"/", "/healthz", "/readyz", "/metrics", "/static/status.css"}

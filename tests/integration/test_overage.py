@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from lava_proxy.domain.errors import Conflict
 from lava_proxy.domain.plans import BLOCK, Overage
 from lava_proxy.stores import overage_store
 from lava_proxy.stores.charge_store import ChargeStore
@@ -160,9 +161,44 @@ async def test_a_charge_that_was_called_off_is_opened_again_under_its_key(overag
         await overage.advance(HOUR)
         await overage.cards.charger.run_once()
     await overage.settle()
+    await overage.advance(HOUR)
     first, second = reversed(await overage.cards.store.charges(customer.wallet_id))
     assert (first.state, second.state) == ("canceled", "requires_action")
     assert first.occasion == second.occasion and first.key != second.key
+
+
+async def test_a_holder_who_stays_away_is_asked_four_times_and_then_the_customer_is_limited(overage: OverageWorld) -> None:
+    """58: an approval that does not come is a decline; another card lifts it, for all that is owed by then."""
+    customer = await overage.customer(card=HOLDER)
+    assert await overage.call(customer, 12 * USD)
+    await overage.settle()
+    for _ in range(24 * 14):
+        await overage.advance(HOUR)
+        await overage.cards.charger.run_once()
+    found = await overage.cards.store.charges(customer.wallet_id)
+    assert [charge.state for charge in found] == ["canceled"] * 4
+    assert {charge.decline_reason for charge in found} == {"holder_absent"}
+    assert await overage.status(customer) == ("limited", "suspended")
+    await overage.cards.add_card(customer.person_id, GOOD)
+    await overage.settle()
+    assert (await overage.debt(customer), await overage.status(customer)) == (0, ("ok", ""))
+    assert await overage.is_even(customer) == 1200
+
+
+async def test_a_charge_that_was_called_off_is_opened_again_for_what_is_owed_then(overage: OverageWorld) -> None:
+    """57: the key of a charge that will never be paid binds nobody to its amount."""
+    customer = await overage.customer(card=HOLDER)
+    assert await overage.call(customer, 12 * USD)
+    await overage.settle()
+    (charge,) = await overage.cards.store.charges(customer.wallet_id)
+    again: dict[str, Any] = {"wallet_id": customer.wallet_id, "merchant_id": overage.world.merchant_id, "purpose": "overage"}
+    for _ in range(27):
+        overage.clock.advance(HOUR)
+        await overage.cards.charger.run_once()
+    larger = await overage.cards.charges.open(**again, amount_cents=1700, key=charge.occasion)
+    assert (larger.amount_cents, larger.state) == (1700, "created")
+    with pytest.raises(Conflict):
+        await overage.cards.charges.open(**again, amount_cents=1800, key=charge.occasion)
 
 
 async def test_the_bundle_is_bought_once_when_the_credit_is_used_up(overage: OverageWorld) -> None:

@@ -81,6 +81,54 @@ async def test_json_numbers_keep_their_digits(world: World) -> None:
     assert await world.pool.fetchval("SELECT $1::jsonb", {"x": [1, None]}) == {"x": [1, None]}
 
 
+async def test_a_connection_of_a_pool_costs_no_round_trip_and_comes_back_clean(world: World) -> None:
+    """What was left open is rolled back; a statement is all that is sent for a statement."""
+    heard: list[str] = []
+    pool = await postgres.connect(world.database_url, size_max=1, on_query=lambda query: heard.append(query.query))
+    try:
+        heard.clear()  # what preparing the connection took
+        assert [await pool.fetchval("SELECT 1") for _ in range(3)] == [1, 1, 1]
+        assert heard == ["SELECT 1"] * 3
+        with pytest.raises(asyncpg.UndefinedTableError):
+            async with pool.acquire() as db, db.transaction():
+                await db.execute("UPDATE merchant SET name = 'changed'")
+                await db.execute("SELECT * FROM nothing_of_this_name")
+        slow = asyncio.get_running_loop().create_task(pool.execute("UPDATE merchant SET name = pg_sleep(30)::text"))
+        await asyncio.wait({slow}, timeout=0.2)
+        slow.cancel()
+        await asyncio.gather(slow, return_exceptions=True)
+        assert await pool.fetchval("SELECT pg_current_xact_id_if_assigned()") is None
+        assert await pool.fetchval("SELECT count(*) FROM merchant WHERE name = 'changed'") == 0
+    finally:
+        await postgres.close(pool)
+
+
+async def test_the_lock_of_a_recovery_ends_with_it_also_when_it_or_a_waiting_one_is_stopped(world: World) -> None:
+    """18: nobody who recovers later waits for one that is gone."""
+    loop, entered = asyncio.get_running_loop(), asyncio.Event()
+
+    async def recover() -> None:
+        async with world.ledger.recovery_lock():
+            entered.set()
+            await asyncio.Event().wait()
+
+    running = loop.create_task(recover())
+    await entered.wait()
+    waiting = loop.create_task(recover())
+    query = """SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+        WHERE locktype = 'advisory' AND datname = current_database()"""
+    async with asyncio.timeout(20):
+        while await world.pool.fetchval(query) < 2:
+            await asyncio.sleep(0.01)
+        for task in (waiting, running):
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        async with world.ledger.recovery_lock():
+            assert await world.pool.fetchval(query) == 1
+        while await world.pool.fetchval(query):
+            await asyncio.sleep(0.01)
+
+
 async def test_one_process_leads_and_another_follows_when_it_is_gone(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """18, 56: the lock ends with its connection, so a dead leader blocks nobody."""
     real = asyncio.sleep

@@ -133,6 +133,13 @@ async def test_the_sandboxes_bank_asks_the_holder_and_leads_back(world: World, a
         path = charge.action_url.removeprefix("http://x")
         assert "$25.00" in await (await client.get(path)).text()
         assert (await client.post(path, data={"answer": "maybe"})).status == 400
+        for kind, body in (
+            ("multipart/form-data; boundary=x", b"no parts"),
+            ("multipart/form-data; boundary=x", b"--x\r\n\r\n"),
+            ("application/x-www-form-urlencoded; charset=nothing", b"answer=approve"),
+            ("application/x-www-form-urlencoded", b"answer=\xff"),
+        ):
+            assert (await client.post(path, data=body, headers={"Content-Type": kind})).status == 400, (kind, body)
         done = await client.post(path, data={"answer": answer}, allow_redirects=False)
         assert (done.status, done.headers["Location"]) == (303, "http://127.0.0.1/back")
         assert (await cards.store.charge(charge.charge_id)).state == state

@@ -63,6 +63,23 @@ async def test_a_new_customer_starts_on_the_free_plan_and_a_paid_one_grants_its_
     assert await sold.lots(customer) == {"cycle": "25", "funds": "5"}
 
 
+async def test_credit_that_was_paid_for_is_there_with_the_answer(sold: PlanWorld) -> None:
+    """97: starts, bundles, renewals and payments that buy nothing, without waiting for the applier."""
+    customer, plan = await sold.customer(), await sold.plan(25, bundles=1)
+    subject = sold.subscriptions.subject_of_change(customer, plan)
+    await sold.pay(customer, "subscription_start", 2500, subject)
+    assert await sold.lots(customer) == {"cycle": "25"}
+    bundle = plan.bundles[0]
+    await sold.pay(customer, "bundle", 800, sold.subscriptions.subject_of_bundle(customer.connection_id, bundle))
+    assert await sold.lots(customer) == {"cycle": "25", "bundle": "10"}
+    await sold.pay(customer, "plan_upgrade", 2500, subject)
+    assert await sold.lots(customer) == {"cycle": "25", "bundle": "10", "funds": "25"}
+    await sold.use(customer, 5)
+    await sold.end_of_cycle(customer)
+    assert await sold.renewals.run_once() == 1
+    assert await sold.lots(customer) == {"cycle": "25", "bundle": "10", "funds": "25"}
+
+
 @pytest.mark.parametrize(("rollover", "second", "third"), [("full", "35", "60"), ("none", "25", "25")])
 async def test_what_is_left_rolls_over_or_ends(sold: PlanWorld, rollover: Any, second: str, third: str) -> None:
     """I21, 78, 79, 84: 25 - 15 = 10, and the next cycle has 35 or 25; the same again a cycle later."""

@@ -16,6 +16,7 @@ from lava_proxy.billing.charges import Charges
 from lava_proxy.domain.errors import LavaError
 from lava_proxy.domain.money import NANOS_PER_CENT
 from lava_proxy.stores.charge_store import ChargeStore
+from lava_proxy.workers.credit_applier import CreditApplier
 from tests.billing_world import World, billing_world
 from tests.card_world import GOOD, HOLDER, POOR, CardWorld, card_world
 from tests.engines import RunningEngines, flush_redis, fresh_database
@@ -91,9 +92,10 @@ async def world(engines: RunningEngines) -> AsyncIterator[World]:
 
 
 async def check(cards: CardWorld, wallet_id: str, taken_before: int) -> None:
-    """After the worker has had its hours: nothing open, everything even, at most one success a charge."""
+    """After the workers have had their hours: nothing open, everything even, at most one success a charge."""
     await cards.run(rounds=14)
     await cards.run(rounds=26, step=timedelta(hours=1))
+    await CreditApplier(cards.world.catalog, cards.world.funding).run_once()  # who died between order and application
     taken = await cards.taken_cents() - taken_before
     charges = await cards.store.charges(wallet_id)
     assert [charge.state for charge in charges if charge.is_open] == []

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lava_proxy.app.embedded import EngineError, EngineOptions, locate_redis
+from lava_proxy.app.engine_sources import EngineError, EngineOptions, locate_redis
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"

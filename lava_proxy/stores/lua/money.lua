@@ -352,8 +352,8 @@ ops.V = { n = 10, has_scopes = true, run = function(k, i)
   local pa, fa, ph, fh = num(w[2]), num(w[3]), num(w[4]), num(w[5])
   local plan = linked and math.max(0, math.min(pa, want)) or 0
   local funds = want - plan
-  if funds > 0 and fa + od < funds then
-    return { 'E402', str((linked and math.max(pa, 0) or 0) + fa + od), str(ph + fh) }, after
+  if funds > 0 and (fa + od < funds or fh + funds > MAX) then
+    return { 'E402', str((linked and math.max(pa, 0) or 0) + math.min(fa + od, MAX - fh)), str(ph + fh) }, after
   end
   if n_scopes > 0 then
     local writes, parts = {}, {}
@@ -687,8 +687,8 @@ ops.E = { n = 3, run = function(k, i)
   local pa, fa, ph, fh = num(w[1]), num(w[2]), num(w[3]), num(w[4])
   local plan = is_linked(linked) and math.max(0, math.min(pa, more)) or 0
   local funds = more - plan
-  if funds > 0 and fa + num(od) < funds then
-    return { 'E402', str((is_linked(linked) and math.max(pa, 0) or 0) + fa + num(od)), str(ph + fh) }, after
+  if funds > 0 and (fa + num(od) < funds or fh + funds > MAX) then
+    return { 'E402', str((is_linked(linked) and math.max(pa, 0) or 0) + math.min(fa + num(od), MAX - fh)), str(ph + fh) }, after
   end
   if has_scopes(linked) then
     local left = extend_scopes(k, ARGV[i], more)
@@ -715,9 +715,11 @@ ops.C = { n = 5, run = function(k, i)
   local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', 'xs')
   if not w[1] then return { 'E404' }, after end
   local pa, fa, ph, fh, debt = num(w[2]), num(w[3]), num(w[4]), num(w[5]), num(w[6])
-  if pa + fa + ph + fh + value > MAX then return { 'E400' }, after end
+  local is_plan = string.sub(lot_key, 1, 1) == 'p'
+  -- A pot by itself too: below a deep debt the sum alone would let it grow beyond what a double holds.
+  if pa + fa + ph + fh + value > MAX or (is_plan and pa + ph or fa + fh) + value > MAX then return { 'E400' }, after end
   local plan, left = 0, value
-  if string.sub(lot_key, 1, 1) == 'p' then
+  if is_plan then
     plan = value
     pa = pa + value
   else
@@ -739,6 +741,45 @@ ops.C = { n = 5, run = function(k, i)
   return { 'C', str(balance), str(seq) }, after
 end }
 
+-- U undo: C's arguments, then tier_field units     as C. A debit that should not have been: its money comes back as a lot (of nothing,
+--   where nothing was charged), and its units leave the tier counter.
+ops.U = { n = ops.C.n + 2, run = function(k, i)
+  local after, tier, units = i + 7, ARGV[i + 5], amount(ARGV[i + 6])
+  if units == nil then return { 'E400' }, after end
+  local reply
+  if ARGV[i + 1] ~= '0' then
+    reply = ops.C.run(k, i)
+  elseif not ready(k.m) then
+    reply = { 'E503' }
+  elseif redis.call('EXISTS', k.h) == 1 then
+    reply = { '=C' }
+  else
+    local s = load(k)
+    if not s then return { 'E404' }, after end
+    s.seq = s.seq + 1
+    save(k, s)
+    redis.call('SET', k.h, 'C|0', 'PX', ARGV[i + 4])
+    emit(k.m, k.o, 'c', ARGV[i], k.wallet, s.seq, 0, balance_of(s), 0, 0, 0, '', s.debt, ARGV[i + 3], s.pa + s.ph)
+    reply = { 'C', str(balance_of(s)), str(s.seq) }
+  end
+  local counted = reply[1] == 'C' and tier ~= '' and redis.call('HGET', k.w, tier)
+  if counted then redis.call('HSET', k.w, tier, str(math.max(0, num(counted) - units))) end
+  return reply, after
+end }
+
+-- F free: lot_key     { 'F', nanos } what is left of a plan lot that no hold uses, or of a funds lot | E404 | E503. Changes nothing.
+ops.F = { n = 1, run = function(k, i)
+  local after = i + 1
+  if not ready(k.m) then return { 'E503' }, after end
+  local s = load(k)
+  if not s then return { 'E404' }, after end
+  local cover = covered(s, letter(ARGV[i]))
+  for _, lot in ipairs(s.lots) do
+    if lot.key == ARGV[i] then return { 'F', str(lot.n - (cover[lot.key] or 0)) }, after end
+  end
+  return { 'F', '0' }, after
+end }
+
 -- N renew: id ends lot_key grant months_before drop_cycles row keep_ms
 --   { 'N', balance, wseq } | { '=N' } was applied before | E400 | E404 | E503
 --   One event: ends what remains of the plan lots of some classes (ends: 'c' = cycle, priority 400, 'b' = bundle, priority 450), adds
@@ -753,7 +794,7 @@ ops.N = { n = 8, run = function(k, i)
   if redis.call('EXISTS', k.h) == 1 then return { '=N' }, after end
   local s = load(k)
   if not s then return { 'E404' }, after end
-  if balance_of(s) + grant > MAX then return { 'E400' }, after end
+  if balance_of(s) + grant > MAX or s.pa + s.ph + grant > MAX then return { 'E400' }, after end
   local ended, pinned = end_lots(s, 'p', function(key)
     local class = CLASS[string.sub(key, 1, 5)]
     return class and string.find(ends, class, 1, true) ~= nil
@@ -787,9 +828,10 @@ ops.A = { n = 5, run = function(k, i)
   if not s then return { 'E404' }, after end
   local plan, funds, flags = 0, 0, ''
   if delta > 0 then
-    if balance_of(s) + delta > MAX then return { 'E400' }, after end
+    local is_plan = letter(lot_key) == 'p'
+    if balance_of(s) + delta > MAX or (is_plan and s.pa + s.ph or s.fa + s.fh) + delta > MAX then return { 'E400' }, after end
     local left = delta
-    if letter(lot_key) == 'p' then
+    if is_plan then
       plan, s.pa = delta, s.pa + delta
     else
       funds, s.fa = delta, s.fa + delta

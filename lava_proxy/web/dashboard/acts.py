@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
 
@@ -23,8 +24,13 @@ class Acts:
         self._plans = plans
         self.now = clock
 
+    def transaction(self) -> AbstractAsyncContextManager[Any]:
+        """`async with acts.transaction() as db`: an act and its note, both or neither."""
+        return self._audit_log.transaction()
+
     async def note(
         self,
+        db: Any,
         request: web.Request,
         action: str,
         object_id: str,
@@ -32,10 +38,13 @@ class Acts:
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
     ) -> None:
-        """Write down who did what, once it is done. Secrets do not belong here."""
+        """Write down who does what, with the `db` of the act itself. Secrets do not belong here.
+
+        None for `db`: an entry of its own, committed at once; for acts outside of Postgres, before they are begun.
+        """
         session = session_of(request)
         await self._audit_log.note(
-            session.merchant.merchant_id, session.actor, action, object_id, before=before, after=after
+            session.merchant.merchant_id, session.actor, action, object_id, before=before, after=after, db=db
         )  # fmt: skip
 
     async def default_overage(self, merchant_id: str) -> Overage:

@@ -12,7 +12,7 @@ from lava_proxy.web.dashboard.forms import Form
 from lava_proxy.web.dashboard.frame import View, session_of
 
 PAGE_ROWS = 50
-_FILTERS = ("action", "object", "from", "to")
+_FILTERS = ("who", "action", "object", "from", "to")
 
 
 class AuditPage:
@@ -26,7 +26,7 @@ class AuditPage:
         return [web.get("/dashboard/audit", self.page)]
 
     async def page(self, request: web.Request) -> web.StreamResponse:
-        """Filtered by action, object and time."""
+        """Filtered by who did it, what was done, to what, and when."""
         merchant_id = session_of(request).merchant.merchant_id
         given = {name: value for name in (*_FILTERS, "before") if (value := request.query.get(name, "").strip())}
         form = Form({name: given.get(name, "") for name in _FILTERS})
@@ -44,14 +44,26 @@ class AuditPage:
         entries = []
         if form.is_good:
             entries = await self._audit_log.many(
-                merchant_id, before=given.get("before"), limit=PAGE_ROWS + 1, action=given.get("action"),
-                object_id=given.get("object"), start=moments.get("from"), end=moments.get("to"),
+                merchant_id, before=given.get("before"), limit=PAGE_ROWS + 1, actor_name=given.get("who"),
+                action=given.get("action"), object_id=given.get("object"), start=moments.get("from"), end=moments.get("to"),
             )  # fmt: skip
         before = given.pop("before", None)
         shown = entries[:PAGE_ROWS]
         more = urlencode({**given, "before": shown[-1].audit_id}) if len(entries) > PAGE_ROWS else ""
         return self._view.page(
             request, "audit.html", "audit", status=200 if form.is_good else 422, form=form, entries=shown,
-            actions=await self._audit_log.actions(merchant_id), is_filtered=bool(given),
+            actions=_choices(await self._audit_log.actions(merchant_id)), actors=await self._audit_log.actor_names(merchant_id),
+            is_filtered=bool(given),
             next=f"/dashboard/audit?{more}" if more else "", first=f"/dashboard/audit?{urlencode(given)}" if before else "",
         )  # fmt: skip
+
+
+def _choices(actions: list[str]) -> list[tuple[str, str]]:
+    """(value, text) of what can be asked for: each kind of object with its actions behind it."""
+    found: list[tuple[str, str]] = []
+    for action in actions:
+        kind = action.partition(".")[0]
+        if (kind, f"{kind}: anything") not in found:
+            found.append((kind, f"{kind}: anything"))
+        found.append((action, action))
+    return found

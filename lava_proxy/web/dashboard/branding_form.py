@@ -53,8 +53,9 @@ class BrandingForm:
         made = Branding(
             name=values["name"] or "", logo=logo, colour=values["colour"], support_email=values["support_email"]
         )  # fmt: skip
-        await self._store.set_branding(merchant_id, made)
-        await self._acts.note(request, "merchant.branding", merchant_id, before=_facts(kept), after=_facts(made))
+        async with self._acts.transaction() as db:
+            await self._store.set_branding(merchant_id, made, db=db)
+            await self._acts.note(db, request, "merchant.branding", merchant_id, before=_facts(kept), after=_facts(made))
         return self._view.redirect(request, _BASE, "The checkout looks like this from now on.")
 
     async def preview(self, request: web.Request) -> web.StreamResponse:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, cast
+from typing import Any, Literal, cast
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -13,7 +14,7 @@ from aiohttp import web
 from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.customers import open_customer
 from lava_proxy.billing.funding import Funding
-from lava_proxy.domain.errors import CallerError, Conflict, LavaError, NotFound
+from lava_proxy.domain.errors import CallerError, Conflict, LavaError, NotFound, StoreError
 from lava_proxy.domain.limits import Limits, limits_document
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX
 from lava_proxy.domain.plans import Overage, Subscription, overage_document
@@ -83,6 +84,11 @@ class Payment:
 
     charge: Charge
     refunds: tuple[MoneyBack, ...]
+
+    @property
+    def is_of_credit(self) -> bool:
+        """Did it buy a bundle or a plan's cycle, not funds or what was owed?"""
+        return self.charge.purpose not in ("overage", "top_up")
 
     @property
     def left_cents(self) -> int:
@@ -183,16 +189,20 @@ class Customers:
         form = await Form.read(request)
         merchant_id = session_of(request).merchant.merchant_id
         reference_id, contact = _read_contact(form)
+
+        async def note(db: Any, action: str, made: Connection) -> None:
+            facts = {"before" if action == "customer.delete" else "after": _facts(made)}
+            await self._acts.note(db, request, action, made.connection_id, **facts)
+
         if form.is_good:
             try:
                 made = await open_customer(
                     self._catalog, self._customers, self._funding, merchant_id, reference_id=reference_id,
-                    contact={key: value for key, value in contact.items() if value is not None},
+                    contact={key: value for key, value in contact.items() if value is not None}, note=note,
                 )  # fmt: skip
             except Conflict as error:
                 form.fail("reference_id", error.message)
             else:
-                await self._acts.note(request, "customer.create", made.connection_id, after=_facts(made))
                 return self._view.redirect(request, f"{_BASE}/{made.connection_id}", "The customer has been created.")
         return self._view.page(request, "customer_new.html", "customers", form=form, status=422)
 
@@ -213,15 +223,16 @@ class Customers:
         if form.is_good:
             changes = CustomerChanges(contact=contact, columns={"reference_id": reference_id})
             try:
-                await self._customers.change(customer.merchant_id, customer.connection_id, changes)
+                async with self._acts.transaction() as db:
+                    await self._customers.change(customer.merchant_id, customer.connection_id, changes, db=db)
+                    after = await self._catalog.connection(customer.merchant_id, customer.connection_id, db=db)
+                    await self._acts.note(
+                        db, request, "customer.change", customer.connection_id, before=_facts(customer),
+                        after=None if after is None else _facts(after),
+                    )  # fmt: skip
             except Conflict as error:
                 form.fail("reference_id", error.message)
             else:
-                after = await self._catalog.connection(customer.merchant_id, customer.connection_id)
-                await self._acts.note(
-                    request, "customer.change", customer.connection_id, before=_facts(customer),
-                    after=None if after is None else _facts(after),
-                )  # fmt: skip
                 return self._back(request, customer, "The customer's details have been changed.")
         return await self._page(request, customer, details=form)
 
@@ -231,11 +242,12 @@ class Customers:
         if not form.is_good:
             return await self._page(request, customer, limits=form)
         kept = None if limits == Limits(request_cycle=limits.request_cycle, spend_cycle=limits.spend_cycle) else limits
-        await self._catalog.set_connection_limits(customer.merchant_id, customer.connection_id, kept)
-        await self._acts.note(
-            request, "customer.limit", customer.connection_id,
-            before=limits_document(customer.limits or Limits()), after=limits_document(limits),
-        )  # fmt: skip
+        async with self._acts.transaction() as db:
+            await self._catalog.set_connection_limits(customer.merchant_id, customer.connection_id, kept, db=db)
+            await self._acts.note(
+                db, request, "customer.limit", customer.connection_id,
+                before=limits_document(customer.limits or Limits()), after=limits_document(limits),
+            )  # fmt: skip
         return self._back(request, customer, "The limits hold within a second.")
 
     async def set_overage(self, request: web.Request) -> web.StreamResponse:
@@ -244,12 +256,13 @@ class Customers:
         if not form.is_good:
             return await self._page(request, customer, overage=form)
         before = await self._own_overage(customer)
-        await self._plans.set_connection_overage(customer.merchant_id, customer.connection_id, overage)
-        await self._acts.note(
-            request, "customer.overage", customer.connection_id,
-            before=None if before is None else overage_document(before),
-            after=None if overage is None else overage_document(overage),
-        )  # fmt: skip
+        async with self._acts.transaction() as db:
+            await self._plans.set_connection_overage(customer.merchant_id, customer.connection_id, overage, db=db)
+            await self._acts.note(
+                db, request, "customer.overage", customer.connection_id,
+                before=None if before is None else overage_document(before),
+                after=None if overage is None else overage_document(overage),
+            )  # fmt: skip
         return self._back(request, customer, "The overage policy has been changed.")
 
     async def adjust(self, request: web.Request) -> web.StreamResponse:
@@ -264,18 +277,20 @@ class Customers:
         if not form.is_good or amount is None or reason is None:
             return await self._page(request, customer, adjust=form)
         delta = amount if direction == "add" else -amount
-        is_repeat = await self._catalog.credit(adjust_id) is not None
         try:
-            await self._funding.adjust(customer.merchant_id, customer.wallet_id, adjust_id, delta, reason)
+            async with self._acts.transaction() as db:
+                is_repeat = await self._catalog.credit(adjust_id, db) is not None
+                await self._funding.adjust(customer.merchant_id, customer.wallet_id, adjust_id, delta, reason, db=db)
+                if not is_repeat:
+                    facts = {"adjust_id": adjust_id, "amount_nanos": delta, "reason": reason}
+                    await self._acts.note(db, request, "customer.adjust", customer.connection_id, after=facts)
+            with suppress(StoreError):  # ordered: the applier does it within a second of Redis being there
+                await self._funding.apply_order(adjust_id)
         except CallerError as error:
             form.fail("amount", error.message)
             return await self._page(request, customer, adjust=form)
         if is_repeat:
             return self._back(request, customer, "This adjustment had been made already; it was not made twice.")
-        await self._acts.note(
-            request, "customer.adjust", customer.connection_id,
-            after={"adjust_id": adjust_id, "amount_nanos": delta, "reason": reason},
-        )  # fmt: skip
         return self._back(request, customer, "The balance has been adjusted.")
 
     async def refund(self, request: web.Request) -> web.StreamResponse:
@@ -289,17 +304,20 @@ class Customers:
         cents = _cents(form, "refund_amount")
         if not form.is_good or reason is None:
             return await self._page(request, customer, refund=form)
+
+        async def note(db: Any, back: MoneyBack) -> None:
+            facts = {"refund_id": refund_id, "amount_cents": back.amount_cents, "reason": reason, "claims_used": back.claims_used}
+            await self._acts.note(db, request, "payment.refund", charge_id, after=facts)
+
         try:
-            back = await self._charges.refund(charge_id, cents, reason, refund_id=refund_id)
+            await self._charges.refund(
+                charge_id, cents, reason, refund_id=refund_id, claims_used=form.value("claims_used") == "yes", note=note
+            )
         except LavaError as error:
             form.fail("refund_amount", error.message)
             return await self._page(request, customer, refund=form)
         if any(known.refund_id == refund_id for known in payments[charge_id].refunds):
             return self._back(request, customer, "This refund had been made already; it was not made twice.")
-        await self._acts.note(
-            request, "payment.refund", charge_id,
-            after={"refund_id": refund_id, "amount_cents": back.amount_cents, "reason": reason, "state": back.state},
-        )  # fmt: skip
         return self._back(request, customer, "The payment is being refunded.")
 
     async def switch(self, request: web.Request) -> web.StreamResponse:
@@ -307,16 +325,20 @@ class Customers:
         status = form.choice("status", ("ok", "disabled"))
         if status is None:
             raise CallerError("A customer is ok or disabled.", code="invalid_parameter")
-        await self._directory.set_status(customer.merchant_id, customer.connection_id, "ok" if status == "ok" else "disabled")
         action = "customer.enable" if status == "ok" else "customer.disable"
-        await self._acts.note(request, action, customer.connection_id, before={"status": customer.status}, after={"status": status})
+        before, after = {"status": customer.status}, {"status": status}
+        new: Literal["ok", "disabled"] = "ok" if status == "ok" else "disabled"
+        async with self._acts.transaction() as db:
+            await self._directory.set_status(customer.merchant_id, customer.connection_id, new, db=db)
+            await self._acts.note(db, request, action, customer.connection_id, before=before, after=after)
         said = "Calls are accepted again." if status == "ok" else "New calls are refused within a second; open ones end normally."
         return self._back(request, customer, said)
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         customer = await self._found(request)
-        await self._customers.delete(customer.merchant_id, customer.connection_id)
-        await self._acts.note(request, "customer.delete", customer.connection_id, before=_facts(customer))
+        async with self._acts.transaction() as db:
+            await self._customers.delete(customer.merchant_id, customer.connection_id, db=db)
+            await self._acts.note(db, request, "customer.delete", customer.connection_id, before=_facts(customer))
         return self._view.redirect(request, _BASE, "The customer has been deleted; requests and ledger are kept.")
 
     # -- helpers

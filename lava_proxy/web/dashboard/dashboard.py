@@ -33,6 +33,7 @@ from lava_proxy.stores.usage_store import UsageStore
 from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.web.dashboard.audit_page import AuditPage
 from lava_proxy.web.dashboard.connect import Connect
+from lava_proxy.web.dashboard.first_steps import FirstSteps
 from lava_proxy.web.dashboard.frame import Guard, View
 from lava_proxy.web.dashboard.overview import Overview
 from lava_proxy.web.dashboard.request_pages import RequestPages
@@ -43,7 +44,11 @@ from lava_proxy.web.pages import Pages
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DashboardDependencies:
-    """What the dashboard needs. `public_url` is where browsers find this installation; `clock` is business time."""
+    """What the dashboard needs. `public_url` is where browsers find this installation; `clock` is business time.
+
+    `own_keys`: providers for which the installation has a key; `sandboxed`: those for which it answers itself. `command` makes of
+    arguments a command of this program to paste on the server.
+    """
 
     pool: Pool
     catalog: CatalogStore
@@ -67,6 +72,9 @@ class DashboardDependencies:
     audit_log: AuditLog
     public_url: str
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    own_keys: frozenset[str] = frozenset()
+    sandboxed: frozenset[str] = frozenset()
+    command: Callable[[str], str] = "lava-proxy {}".format
 
 
 class Dashboard:
@@ -74,15 +82,16 @@ class Dashboard:
 
     def __init__(self, pages: Pages, deps: DashboardDependencies) -> None:
         stores = deps.merchant_stores
-        view = View(pages)
+        view, store = View(pages), DashboardStore(deps.pool)
         self._guard = Guard(deps.sessions, deps.catalog, stores.secret_keys, deps.public_url)
         self._sign_in = SignIn(
-            pages, view, self._guard, deps.sessions, stores.secret_keys, stores.call_counts, deps.audit_log
+            pages, view, self._guard, deps.sessions, stores.secret_keys, stores.call_counts, deps.audit_log, store, deps.command
         )  # fmt: skip
-        store = DashboardStore(deps.pool)
+        steps = FirstSteps(view, store, deps.registry, own_keys=deps.own_keys, sandboxed=deps.sandboxed)
         self._families: tuple[Family, ...] = (
             self._sign_in,
-            Overview(view, deps.usage, store, Health(deps.outbox, deps.ledger), deps.clock),
+            steps,
+            Overview(view, deps.usage, store, Health(deps.outbox, deps.ledger), steps, deps.clock),
             RequestPages(view, deps.catalog, deps.ledger, deps.request_export, deps.open_calls, store, deps.clock),
             AuditPage(view, deps.audit_log),
             Connect(view, stores.login_codes, deps.audit_log),

@@ -196,7 +196,7 @@ def _notice_of(request: web.Request) -> tuple[Tone, str] | None:
         return None
     try:
         tone, text = orjson.loads(base64.urlsafe_b64decode(value))
-    except ValueError:  # cookies are the visitor's
+    except (ValueError, TypeError):  # cookies are the visitor's
         return None
     return ("bad" if tone == "bad" else "good", str(text)[:500])
 

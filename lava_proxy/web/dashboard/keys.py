@@ -94,8 +94,9 @@ class Keys:
         name, kind = checked(form, "name", checked_name), form.choice("kind", ("live", "test"))
         if not form.is_good or name is None:
             return await self._page(request, secret=form)
-        made = await self._secret_keys.create(session_of(request).merchant.merchant_id, name, live=kind == "live")
-        await self._acts.note(request, "secret_key.create", made.secret_key_id, after={"name": name, "hint": made.hint})
+        async with self._acts.transaction() as db:
+            made = await self._secret_keys.create(session_of(request).merchant.merchant_id, name, live=kind == "live", db=db)
+            await self._acts.note(db, request, "secret_key.create", made.secret_key_id, after={"name": name, "hint": made.hint})
         return await self._page(request, shown=("Secret key", name, cast(str, made.secret)))
 
     async def revoke_secret(self, request: web.Request) -> web.StreamResponse:
@@ -103,10 +104,11 @@ class Keys:
         if not is_id(secret_key_id, "sk"):
             raise NotFound("No secret key of yours has this id.")
         try:
-            await self._secret_keys.revoke(merchant_id, secret_key_id)
+            async with self._acts.transaction() as db:
+                await self._secret_keys.revoke(merchant_id, secret_key_id, db=db)
+                await self._acts.note(db, request, "secret_key.revoke", secret_key_id)
         except Conflict as error:
             return self._view.redirect(request, _BASE, error.message, "bad")
-        await self._acts.note(request, "secret_key.revoke", secret_key_id)
         return self._view.redirect(request, _BASE, "The key has been revoked: calls with it fail within a second.")
 
     # -- provider keys
@@ -122,18 +124,20 @@ class Keys:
         if not form.is_good or provider is None:
             return await self._page(request, provider=form)
         known = {one.provider: one.hint for one in await self._provider_keys.many(merchant_id)}
-        await self._catalog.set_provider_key(merchant_id, provider, key)
         before = {"hint": known[provider]} if provider in known else None
-        await self._acts.note(request, "provider_key.set", provider, before=before, after={"hint": f"...{key[-4:]}"})
+        async with self._acts.transaction() as db:
+            await self._catalog.set_provider_key(merchant_id, provider, key, db=db)
+            await self._acts.note(db, request, "provider_key.set", provider, before=before, after={"hint": f"...{key[-4:]}"})
         return self._view.redirect(request, _BASE, f"Calls to {provider} are made with this key within a second.")
 
     async def remove_provider(self, request: web.Request) -> web.StreamResponse:
         provider = request.match_info["provider"]
         if provider not in self._provider_names():
             raise NotFound("No provider has this name.")
-        if not await self._provider_keys.remove(session_of(request).merchant.merchant_id, provider):
-            raise NotFound("No key of yours is stored for this provider.")
-        await self._acts.note(request, "provider_key.remove", provider)
+        async with self._acts.transaction() as db:
+            if not await self._provider_keys.remove(session_of(request).merchant.merchant_id, provider, db=db):
+                raise NotFound("No key of yours is stored for this provider.")
+            await self._acts.note(db, request, "provider_key.remove", provider)
         return self._view.redirect(request, _BASE, f"The key for {provider} has been removed.")
 
     # -- spend keys
@@ -147,8 +151,10 @@ class Keys:
         name, rules, limits = checked(form, "name", checked_name), self._rules(form), read_limits(form)
         if not form.is_good or name is None or rules is None:
             return self._view.page(request, "spend_key.html", "keys", form=form, used=None, shown=None, status=422)
-        made = await self._catalog.create_spend_key(session_of(request).merchant.merchant_id, name=name, rules=rules, limits=limits)
-        await self._acts.note(request, "spend_key.create", made.spend_key_id, after=_facts(made))
+        merchant_id = session_of(request).merchant.merchant_id
+        async with self._acts.transaction() as db:
+            made = await self._catalog.create_spend_key(merchant_id, name=name, rules=rules, limits=limits, db=db)
+            await self._acts.note(db, request, "spend_key.create", made.spend_key_id, after=_facts(made))
         return await self._spend_page(request, made, shown=made.secret)
 
     async def one_spend(self, request: web.Request) -> web.StreamResponse:
@@ -160,8 +166,9 @@ class Keys:
         if not form.is_good or name is None or rules is None:
             return await self._spend_page(request, key, form=form)
         changed = replace(key, name=name, rules=rules, limits=limits)
-        await self._catalog.update_spend_key(changed)
-        await self._acts.note(request, "spend_key.change", key.spend_key_id, before=_facts(key), after=_facts(changed))
+        async with self._acts.transaction() as db:
+            await self._catalog.update_spend_key(changed, db=db)
+            await self._acts.note(db, request, "spend_key.change", key.spend_key_id, before=_facts(key), after=_facts(changed))
         return self._back(request, key, "Saved. The new rules hold within a second.")
 
     async def switch_spend(self, request: web.Request) -> web.StreamResponse:
@@ -169,28 +176,32 @@ class Keys:
         status = form.choice("status", ("active", "paused"))
         if status is None:
             raise NotFound("A spend key is active or paused.")
-        await self._catalog.update_spend_key(replace(key, status=status))
         action = "spend_key.pause" if status == "paused" else "spend_key.resume"
-        await self._acts.note(request, action, key.spend_key_id, before={"status": key.status}, after={"status": status})
+        before, after = {"status": key.status}, {"status": status}
+        async with self._acts.transaction() as db:
+            await self._catalog.update_spend_key(replace(key, status=status), db=db)
+            await self._acts.note(db, request, action, key.spend_key_id, before=before, after=after)
         said = "The key is paused: calls with it are refused." if status == "paused" else "The key works again."
         return self._back(request, key, said)
 
     async def rotate_spend(self, request: web.Request) -> web.StreamResponse:
         key = await self._found(request)
-        rotated = await self._catalog.rotate_spend_key(key.merchant_id, key.spend_key_id)
-        if rotated is None:
-            raise _no_such_key()
-        await self._acts.note(
-            request, "spend_key.rotate", key.spend_key_id, before={"key_preview": key.key_preview},
-            after={"key_preview": rotated.key_preview},
-        )  # fmt: skip
+        async with self._acts.transaction() as db:
+            rotated = await self._catalog.rotate_spend_key(key.merchant_id, key.spend_key_id, db=db)
+            if rotated is None:
+                raise _no_such_key()
+            await self._acts.note(
+                db, request, "spend_key.rotate", key.spend_key_id, before={"key_preview": key.key_preview},
+                after={"key_preview": rotated.key_preview},
+            )  # fmt: skip
         return await self._spend_page(request, rotated, shown=rotated.secret)
 
     async def delete_spend(self, request: web.Request) -> web.StreamResponse:
         key = await self._found(request)
-        await self._catalog.delete_spend_key(key.merchant_id, key.spend_key_id)
+        async with self._acts.transaction() as db:
+            await self._catalog.delete_spend_key(key.merchant_id, key.spend_key_id, db=db)
+            await self._acts.note(db, request, "spend_key.delete", key.spend_key_id, before=_facts(key))
         await self._outbox.forget_scope(key.wallet_id, key.spend_key_id)
-        await self._acts.note(request, "spend_key.delete", key.spend_key_id, before=_facts(key))
         return self._view.redirect(request, _BASE, "The spend key has been deleted: calls with it fail within a second.")
 
     # -- helpers

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, cast, get_args
+from urllib.parse import urlencode
 
 from aiohttp import web
 
@@ -16,7 +17,7 @@ from lava_proxy.domain.prices import Cost, PriceBook
 from lava_proxy.domain.usage import Usage, token_usage
 from lava_proxy.providers.registry import Registry
 from lava_proxy.stores.catalog_store import CatalogStore, Meter
-from lava_proxy.stores.meter_store import MeterStore, checked_slug
+from lava_proxy.stores.meter_store import ArchivedMeter, MeterStore, checked_slug
 from lava_proxy.web.dashboard.acts import Acts, is_id
 from lava_proxy.web.dashboard.forms import Form
 from lava_proxy.web.dashboard.frame import View, session_of
@@ -89,14 +90,20 @@ class Meters:
         ]
 
     async def many(self, request: web.Request) -> web.StreamResponse:
-        """Newest first."""
+        """Newest first; those in use, or the archived ones."""
         merchant_id, before = session_of(request).merchant.merchant_id, request.query.get("cursor", "")
         cursor = before if is_id(before, "prd") else None
-        found = await self._catalog.meters(merchant_id, before=cursor, limit=PAGE_ROWS + 1)
-        more = len(found) > PAGE_ROWS
+        is_archived = request.query.get("status") == "archived"
+        found: Sequence[Meter | ArchivedMeter]
+        if is_archived:
+            found = await self._meters.archived(merchant_id, before=cursor, limit=PAGE_ROWS + 1)
+        else:
+            found = await self._catalog.meters(merchant_id, before=cursor, limit=PAGE_ROWS + 1)
+        kept = {"status": "archived"} if is_archived else {}
+        more = {**kept, "cursor": found[PAGE_ROWS - 1].meter_id} if len(found) > PAGE_ROWS else None
         return self._view.page(
-            request, "meters.html", "meters", meters=found[:PAGE_ROWS], priced=priced, first=_BASE if cursor else "",
-            next=f"{_BASE}?cursor={found[PAGE_ROWS - 1].meter_id}" if more else "",
+            request, "meters.html", "meters", meters=found[:PAGE_ROWS], priced=priced, status_shown=kept.get("status", ""),
+            first=_address(kept) if cursor else "", next=_address(more) if more else "",
         )  # fmt: skip
 
     async def new(self, request: web.Request) -> web.StreamResponse:
@@ -124,18 +131,27 @@ class Meters:
         draft = _draft(form)
         if form.is_good and name is not None and draft is not None:
             try:
-                made = await self._meters.create(
-                    session_of(request).merchant.merchant_id, name=name, slug=slug, rate_type=draft.rate_type,
-                    tier_type=draft.tier_type, tiers=draft.tiers, token_basis=draft.token_basis,
-                )  # fmt: skip
+                async with self._acts.transaction() as db:
+                    made = await self._meters.create(
+                        session_of(request).merchant.merchant_id, name=name, slug=slug, rate_type=draft.rate_type,
+                        tier_type=draft.tier_type, tiers=draft.tiers, token_basis=draft.token_basis, db=db,
+                    )  # fmt: skip
+                    await self._acts.note(db, request, "meter.create", made.meter_id, after=_facts(made.version))
             except Conflict as error:
                 form.fail("slug", error.message)
             else:
-                await self._acts.note(request, "meter.create", made.meter_id, after=_facts(made.version))
                 return self._view.redirect(request, f"{_BASE}/{made.meter_id}", "The meter has been created.")
         return self._editor(request, form, None, status=422)
 
     async def one(self, request: web.Request) -> web.StreamResponse:
+        """The editor; of an archived meter what it was, to be read."""
+        merchant_id, identifier = session_of(request).merchant.merchant_id, request.match_info["meter"]
+        archived = await self._meters.archived(merchant_id, limit=1, meter_id=identifier) if is_id(identifier, "prd") else []
+        if archived:
+            versions = await self._meters.versions(merchant_id, identifier)
+            return self._view.page(
+                request, "meter_archived.html", "meters", meter=archived[0], versions=versions, priced=priced
+            )  # fmt: skip
         meter = await self._found(request)
         return await self._page(request, meter, _form_of(meter.version))
 
@@ -146,27 +162,31 @@ class Meters:
         name, draft = checked(form, "name", checked_name), _draft(form)
         if not form.is_good or name is None or draft is None:
             return await self._page(request, meter, form, status=422)
-        changed = await self._meters.add_version(
-            meter.merchant_id, meter.meter_id, name=name, tiers=draft.tiers, token_basis=draft.token_basis
-        )
-        if changed is None:
-            raise _no_such_meter()
+        async with self._acts.transaction() as db:
+            changed = await self._meters.add_version(
+                meter.merchant_id, meter.meter_id, name=name, tiers=draft.tiers, token_basis=draft.token_basis, db=db
+            )
+            if changed is None:
+                raise _no_such_meter()
+            if changed.version != meter.version:
+                before, after = _facts(meter.version), _facts(changed.version)
+                await self._acts.note(db, request, "meter.change", meter.meter_id, before=before, after=after)
         if changed.version == meter.version:
             return self._view.redirect(request, f"{_BASE}/{meter.meter_id}", "Nothing was different, so nothing has been changed.")
-        await self._acts.note(request, "meter.change", meter.meter_id, before=_facts(meter.version), after=_facts(changed.version))
         said = "Saved. New calls are charged by this price within a second; what was charged before stays as it was."
         return self._view.redirect(request, f"{_BASE}/{meter.meter_id}", said)
 
     async def secret(self, request: web.Request) -> web.StreamResponse:
         """The meter's secret, which older clients build their tokens from; looking at it is written down."""
         meter = await self._found(request)
-        await self._acts.note(request, "meter.reveal_secret", meter.meter_id)
+        await self._acts.note(None, request, "meter.reveal_secret", meter.meter_id)
         return self._view.part(request, "meter_secret.html", secret=meter.secret)
 
     async def archive(self, request: web.Request) -> web.StreamResponse:
         meter = await self._found(request)
-        await self._meters.archive(meter.merchant_id, meter.meter_id)
-        await self._acts.note(request, "meter.archive", meter.meter_id, before=_facts(meter.version))
+        async with self._acts.transaction() as db:
+            await self._meters.archive(meter.merchant_id, meter.meter_id, db=db)
+            await self._acts.note(db, request, "meter.archive", meter.meter_id, before=_facts(meter.version))
         return self._view.redirect(request, _BASE, "The meter has been archived: new calls by it are refused within a second.")
 
     # -- helpers
@@ -226,6 +246,10 @@ class Meters:
             return "", None
         provider, name = found
         return provider.name, self._prices.cost_of(provider.price_id or provider.name, name, usage, at=self._acts.now())
+
+
+def _address(query: Mapping[str, str]) -> str:
+    return f"{_BASE}?{urlencode(query)}" if query else _BASE
 
 
 def priced(version: MeterVersion) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from aiohttp import web
@@ -102,18 +102,16 @@ class Offers:
             return await self._editor(request, form, customer, status=422)
         kind, _, subject = chosen.partition(":")
         try:
-            made = await self._checkout.create(
-                session_of(request).merchant.merchant_id, _mode(kind), origin_url=origin_url, is_test=self._is_test,
-                customer=None if customer is None else customer.connection_id, plan_id=subject if kind == "plan" else None,
-                credit_bundle_id=subject if kind == "bundle" else None, reference_id=reference_id,
-            )  # fmt: skip
+            async with self._acts.transaction() as db:
+                made = await self._checkout.create(
+                    session_of(request).merchant.merchant_id, _mode(kind), origin_url=origin_url, is_test=self._is_test,
+                    customer=None if customer is None else customer.connection_id, plan_id=subject if kind == "plan" else None,
+                    credit_bundle_id=subject if kind == "bundle" else None, reference_id=reference_id, db=db,
+                )  # fmt: skip
+                await self._acts.note(db, request, "checkout.create", made.checkout_session_id, after=_facts(made))
         except CallerError as error:
             form.fail("offer", error.message)
             return await self._editor(request, form, customer, status=422)
-        await self._acts.note(
-            request, "checkout.create", made.checkout_session_id,
-            after={"mode": made.kind, "customer_id": made.connection_id, "offer": made.offer.get("name"), "origin": made.origin},
-        )  # fmt: skip
         address = f"{_BASE}/{made.checkout_session_id}"
         if is_trial:
             return self._view.redirect(request, f"{address}/frame")
@@ -151,10 +149,11 @@ class Offers:
             raise NotFound("No customer of yours has this id.")
         base = self._links.base(request.headers, request.host)
         try:
-            session = await self._checkout.create_portal(customer, origin_url=base, is_test=self._is_test)
+            async with self._acts.transaction() as db:
+                session = await self._checkout.create_portal(customer, origin_url=base, is_test=self._is_test, db=db)
+                await self._acts.note(db, request, "customer.page_link", customer.connection_id)
         except CallerError as error:
             return self._view.redirect(request, f"/dashboard/customers/{customer.connection_id}", error.message, "bad")
-        await self._acts.note(request, "customer.page_link", customer.connection_id)
         return self._view.page(
             request, "portal_link.html", "customers", customer=customer, session=session, url=page_url(base, session)
         )
@@ -214,11 +213,14 @@ class Offers:
     async def _sent(self, request: web.Request, session: CheckoutSession, email: str) -> web.Response:
         """The link's page, after the link was sent, or with what kept it from being sent."""
         address = f"{_BASE}/{session.checkout_session_id}"
+        # Mail cannot be taken back: the entry comes first, and one of its own says that nothing was sent.
+        await self._acts.note(None, request, "checkout.send", session.checkout_session_id, after={"email": email})
         try:
             await self._links.send(session, email, self._links.base(request.headers, request.host))
         except LavaError as error:
+            facts = {"email": email, "error": error.code}
+            await self._acts.note(None, request, "checkout.send_failed", session.checkout_session_id, after=facts)
             return await self._page(request, session, _failed("email", email, error), status=422)
-        await self._acts.note(request, "checkout.send", session.checkout_session_id, after={"email": email})
         return self._view.redirect(request, address, f"The link has been sent to {email}.")
 
     async def _editor(self, request: web.Request, form: Form, customer: Connection | None, *, status: int = 200) -> web.Response:
@@ -245,6 +247,12 @@ class Offers:
 
 def _mode(kind: str) -> Mode:
     return cast(Mode, {"plan": "subscription", "bundle": "credit_bundle"}.get(kind, kind))
+
+
+def _facts(session: CheckoutSession) -> dict[str, Any]:
+    return {
+        "mode": session.kind, "customer_id": session.connection_id, "offer": session.offer.get("name"), "origin": session.origin,
+    }  # fmt: skip
 
 
 def _is_session_id(text: str) -> bool:

@@ -16,7 +16,9 @@ from lava_proxy.stores.dashboard_store import AT_RISK_DAYS, PACE_DAYS, Dashboard
 from lava_proxy.stores.engine_health import Health
 from lava_proxy.stores.usage_store import UsageStore, UsageSums
 from lava_proxy.web.dashboard.charts import Chart, Series
+from lava_proxy.web.dashboard.first_steps import FirstSteps
 from lava_proxy.web.dashboard.frame import View, is_part, session_of
+from lava_proxy.web.dashboard.said import SAID
 
 RANGES: dict[str, tuple[str, int, BucketName]] = {
     "1": ("Today", 1, "hour"),
@@ -28,12 +30,6 @@ RANGES: dict[str, tuple[str, int, BucketName]] = {
 _DEFAULT_RANGE = "7"
 _TOP = 5
 _GOOD = frozenset({"completed", "provider_final", "reported"})
-_SAID = {
-    "completed": "Completed", "client_gone": "Client left early", "provider_error": "Refused by the provider",
-    "upstream_broken": "Provider broke off", "upstream_timeout": "Provider timed out", "gateway_stopped": "Gateway stopped",
-    "balance_exhausted": "Balance ran out", "orphaned": "Process died", "provider_final": "Reported by the provider",
-    "provider_partial": "Provider, in part", "estimated": "Estimated", "reported": "Reported by you", "none": "No usage",
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +49,17 @@ class Share:
 class Overview:
     """The first page and its two parts."""
 
-    def __init__(self, view: View, usage: UsageStore, store: DashboardStore, health: Health, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        view: View,
+        usage: UsageStore,
+        store: DashboardStore,
+        health: Health,
+        steps: FirstSteps,
+        clock: Callable[[], datetime],
+    ) -> None:
         self._view = view
+        self._steps = steps
         self._usage = usage
         self._store = store
         self._health = health
@@ -97,10 +102,13 @@ class Overview:
             "at_risk": at_risk,
             "at_risk_days": AT_RISK_DAYS,
             "at_risk_pace_days": PACE_DAYS,
+            **await self._steps.values(request),
         }
         if is_part(request):
             return self._view.part(request, "overview_figures.html", **values)
-        return self._view.page(request, "overview.html", "", report=await self._health.report(), **values)
+        response = self._view.page(request, "overview.html", "", report=await self._health.report(), **values)
+        self._steps.note_shown(request, response)
+        return response
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         """The engines' state as a part, asked for every few seconds."""
@@ -120,7 +128,7 @@ def _shares(found: Mapping[str, UsageSums]) -> list[Share]:
     total = sum(sums.requests for sums in found.values())
     shares = [
         Share(
-            name=_SAID.get(name, name),
+            name=SAID.get(name, name),
             requests=sums.requests,
             permille=round_half_even(1000 * sums.requests, total),
             is_good=name in _GOOD,

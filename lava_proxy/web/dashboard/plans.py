@@ -8,12 +8,13 @@ from typing import Any, cast, get_args
 
 from aiohttp import web
 
-from lava_proxy.billing.subscriptions import Subscriptions
+from lava_proxy.billing.subscriptions import Subscriptions, end_facts
 from lava_proxy.domain.calendar import Interval
 from lava_proxy.domain.errors import CallerError, Conflict, NotFound
 from lava_proxy.domain.money import NANOS_PER_CENT
-from lava_proxy.domain.plans import PLAN_AMOUNT_NANOS_MAX, Bundle, Plan, Rollover, Terms, overage_document
+from lava_proxy.domain.plans import PLAN_AMOUNT_NANOS_MAX, Bundle, Plan, Rollover, Subscription, Terms, overage_document
 from lava_proxy.stores.catalog_store import CatalogStore, Meter
+from lava_proxy.stores.dashboard_store import DashboardStore
 from lava_proxy.stores.plan_store import BundleDraft, PlanStore
 from lava_proxy.web.dashboard.acts import Acts, is_id
 from lava_proxy.web.dashboard.forms import Form
@@ -33,8 +34,18 @@ _ROLLOVERS = (("none", "Ends with the cycle"), ("full", "Carries over"))
 class Plans:
     """The list, one plan with its editor, and subscriptions."""
 
-    def __init__(self, view: View, acts: Acts, *, plans: PlanStore, subscriptions: Subscriptions, catalog: CatalogStore) -> None:
+    def __init__(
+        self,
+        view: View,
+        acts: Acts,
+        *,
+        plans: PlanStore,
+        subscriptions: Subscriptions,
+        catalog: CatalogStore,
+        store: DashboardStore,
+    ) -> None:
         self._view = view
+        self._store = store
         self._acts = acts
         self._plans = plans
         self._subscriptions = subscriptions
@@ -58,10 +69,11 @@ class Plans:
         merchant_id, before = session_of(request).merchant.merchant_id, request.query.get("cursor", "")
         cursor = before if is_id(before, "sc") else None
         found = await self._plans.plans(merchant_id, before=cursor, limit=PAGE_ROWS + 1)
+        live = await self._plans.subscriptions(merchant_id, is_live=True, connection_id=None, before=None, limit=5)
         return self._view.page(
             request, "plans.html", "plans", plans=found[:PAGE_ROWS], first=_BASE if cursor else "",
             next=f"{_BASE}?cursor={found[PAGE_ROWS - 1].plan_id}" if len(found) > PAGE_ROWS else "",
-            live=await self._plans.subscriptions(merchant_id, is_live=True, connection_id=None, before=None, limit=5),
+            live=live, names=await self._store.customer_names(merchant_id, [one.connection_id for one in live]),
         )  # fmt: skip
 
     async def new(self, request: web.Request) -> web.StreamResponse:
@@ -84,11 +96,14 @@ class Plans:
         meter_ids = await self._meter_ids(form, merchant_id)
         if form.is_good and terms is not None:
             try:
-                made = await self._plans.create_plan(merchant_id, terms, overage=overage, meter_ids=meter_ids, bundles=bundles)
+                async with self._acts.transaction() as db:
+                    made = await self._plans.create_plan(
+                        merchant_id, terms, overage=overage, meter_ids=meter_ids, bundles=bundles, db=db
+                    )
+                    await self._acts.note(db, request, "plan.create", made.plan_id, after=_facts(made))
             except CallerError as error:
                 form.fail("name", error.message)
             else:
-                await self._acts.note(request, "plan.create", made.plan_id, after=_facts(made))
                 return self._view.redirect(request, f"{_BASE}/{made.plan_id}", "The plan has been created.")
         return await self._editor(request, form, None, status=422)
 
@@ -109,11 +124,12 @@ class Plans:
                 plan, terms=replace(terms, plan_id=plan.plan_id), overage=overage, default_auto_top_up_bundle_id=automatic
             )
             try:
-                changed = await self._plans.update_plan(draft, meter_ids=meter_ids, bundles=bundles)
+                async with self._acts.transaction() as db:
+                    changed = await self._plans.update_plan(draft, meter_ids=meter_ids, bundles=bundles, db=db)
+                    await self._acts.note(db, request, "plan.change", plan.plan_id, before=_facts(plan), after=_facts(changed))
             except CallerError as error:
                 form.fail("default_auto_top_up_bundle_id", error.message)
             else:
-                await self._acts.note(request, "plan.change", plan.plan_id, before=_facts(plan), after=_facts(changed))
                 said = "Saved. Running cycles keep what they were sold as; the next ones begin by these terms."
                 return self._view.redirect(request, f"{_BASE}/{plan.plan_id}", said)
         return await self._editor(request, form, plan, status=422)
@@ -121,10 +137,11 @@ class Plans:
     async def archive(self, request: web.Request) -> web.StreamResponse:
         plan = await self._found(request)
         try:
-            await self._plans.archive_plan(plan.merchant_id, plan.plan_id)
+            async with self._acts.transaction() as db:
+                await self._plans.archive_plan(plan.merchant_id, plan.plan_id, db=db)
+                await self._acts.note(db, request, "plan.archive", plan.plan_id, before=_facts(plan))
         except Conflict as error:
             return self._view.redirect(request, f"{_BASE}/{plan.plan_id}", error.message, "bad")
-        await self._acts.note(request, "plan.archive", plan.plan_id, before=_facts(plan))
         return self._view.redirect(request, _BASE, "The plan is no longer sold; subscriptions to it go on.")
 
     # -- subscriptions
@@ -141,6 +158,7 @@ class Plans:
         more = len(found) > SUBSCRIPTION_ROWS
         return self._view.page(
             request, "subscriptions.html", "plans", subscriptions=found[:SUBSCRIPTION_ROWS],
+            names=await self._store.customer_names(merchant_id, [one.connection_id for one in found[:SUBSCRIPTION_ROWS]]),
             status_shown=status if is_live is not None else "all", first=address if cursor else "",
             next=f"{address}&cursor={found[SUBSCRIPTION_ROWS - 1].subscription_id}" if more else "",
         )  # fmt: skip
@@ -150,12 +168,12 @@ class Plans:
         subscription_id = request.match_info["subscription"]
         if not is_id(subscription_id, "sub"):
             raise NotFound("No subscription of yours has this id.")
-        ended = await self._subscriptions.cancel(session_of(request).merchant.merchant_id, subscription_id)
+
+        async def note(db: Any, ended: Subscription) -> None:
+            await self._acts.note(db, request, "subscription.cancel", subscription_id, after=end_facts(ended))
+
+        ended = await self._subscriptions.cancel(session_of(request).merchant.merchant_id, subscription_id, note=note)
         at_once = ended.status == "cancelled"
-        await self._acts.note(
-            request, "subscription.cancel", subscription_id,
-            after={"status": ended.status, "ends_at": (ended.cancelled_at or ended.cycle.end).isoformat()},
-        )  # fmt: skip
         said = "The subscription has ended." if at_once else "The subscription ends with its cycle."
         return self._view.redirect(request, f"{_BASE}/subscriptions", said)
 

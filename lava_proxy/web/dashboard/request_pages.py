@@ -27,6 +27,7 @@ from lava_proxy.stores.references import MeterVersions, connection_id_of, meter_
 from lava_proxy.stores.request_export import RequestExport, RequestFilter
 from lava_proxy.web.dashboard.forms import Form
 from lava_proxy.web.dashboard.frame import View, session_of
+from lava_proxy.web.dashboard.said import SAID
 
 PAGE_ROWS = 50
 OPEN_CALLS_MAX = 20
@@ -182,7 +183,7 @@ class RequestPages:
         return self._view.page(
             request, "request.html", "requests", row=row, found=found, version=version, movement=movement,
             customer=names.get(row["connection_id"] or "", row["connection_id"]), lines=_charge_lines(row, version),
-            cost_lines=row["breakdown"].get("cost", []), timings=_timings(row["timings"]), flags=_flags(row["flags"]),
+            said=SAID, cost_lines=row["breakdown"].get("cost", []), timings=_timings(row["timings"]), flags=_flags(row["flags"]),
             margin=row["charge_nanos"] - (0 if row["provider_key_type"] == "unmanaged" else row["cost_nanos"]),
         )  # fmt: skip
 
@@ -231,6 +232,7 @@ class RequestPages:
                 {**row, "tokens": _tokens(row["usage"]), "shown_id": row["request_key"] or row["request_id"]} for row in shown
             ],
             "names": names,
+            "said": SAID,
             "next": chosen.address("/dashboard/requests", before=shown[-1]["request_id"]) if len(rows) > PAGE_ROWS else "",
             "first": chosen.address("/dashboard/requests") if chosen.before else "",
             "again": chosen.address("/dashboard/requests/rows"),
@@ -324,7 +326,7 @@ def _charge_lines(row: Mapping[str, Any], version: MeterVersion | None) -> list[
 
 def _timings(timings: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """What took how long, in milliseconds; and what was counted, such as delivered bytes or tries."""
-    titles = {"ttfb_us": "First byte from the provider", "total_us": "All of it"}
+    titles = {"ttfb_us": "First byte from the provider", "total_us": "The whole call", "overhead_us": "Of it by the gateway"}
     return [
         (
             titles.get(name, name.removesuffix("_us").replace("_", " ").capitalize()),

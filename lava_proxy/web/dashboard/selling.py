@@ -8,6 +8,7 @@ from aiohttp import web
 
 from lava_proxy.billing.subscriptions import Subscriptions
 from lava_proxy.stores.customer_directory import CustomerDirectory
+from lava_proxy.stores.dashboard_store import DashboardStore
 from lava_proxy.stores.merchant_settings import MerchantSettings
 from lava_proxy.stores.provider_key_store import ProviderKeyStore
 from lava_proxy.stores.wallet_history import WalletHistory
@@ -53,7 +54,14 @@ def selling_families(view: View, deps: DashboardDependencies) -> tuple[Family, .
             usage=deps.usage,
         ),
         Meters(view, acts, catalog=deps.catalog, meters=stores.meters, registry=deps.registry, prices=deps.prices),
-        Plans(view, acts, plans=plans, subscriptions=Subscriptions(plans, deps.funding, deps.clock), catalog=deps.catalog),
+        Plans(
+            view,
+            acts,
+            plans=plans,
+            subscriptions=Subscriptions(plans, deps.funding, deps.clock),
+            catalog=deps.catalog,
+            store=DashboardStore(deps.pool),
+        ),
         Offers(
             view,
             acts,
@@ -65,7 +73,7 @@ def selling_families(view: View, deps: DashboardDependencies) -> tuple[Family, .
             public_url=deps.public_url,
         ),
         BrandingForm(view, acts, store=deps.checkouts),
-        Tokens(view, deps.catalog, deps.public_url),
+        Tokens(view, deps.catalog, ProviderKeyStore(deps.pool), deps.public_url, deps.own_keys | deps.sandboxed),
         Keys(
             view,
             acts,

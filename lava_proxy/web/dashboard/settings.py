@@ -53,10 +53,11 @@ class Settings:
         name = checked(form, "name", checked_name)
         if name is None:
             return await self._answer(request, name=form)
-        await self._settings.rename(merchant.merchant_id, name)
-        await self._acts.note(
-            request, "merchant.rename", merchant.merchant_id, before={"name": merchant.name}, after={"name": name}
-        )
+        async with self._acts.transaction() as db:
+            await self._settings.rename(merchant.merchant_id, name, db=db)
+            await self._acts.note(
+                db, request, "merchant.rename", merchant.merchant_id, before={"name": merchant.name}, after={"name": name}
+            )
         return self._view.redirect(request, _BASE, "The name has been changed.")
 
     async def set_overage(self, request: web.Request) -> web.StreamResponse:
@@ -65,10 +66,12 @@ class Settings:
         if overage is None:
             return await self._answer(request, overage=form)
         before = await self._acts.default_overage(merchant.merchant_id)
-        await self._plans.set_merchant_overage(merchant.merchant_id, overage)
-        await self._acts.note(
-            request, "merchant.overage", merchant.merchant_id, before=overage_document(before), after=overage_document(overage)
-        )
+        async with self._acts.transaction() as db:
+            await self._plans.set_merchant_overage(merchant.merchant_id, overage, db=db)
+            await self._acts.note(
+                db, request, "merchant.overage", merchant.merchant_id, before=overage_document(before),
+                after=overage_document(overage),
+            )  # fmt: skip
         return self._view.redirect(request, _BASE, "The default policy has been changed.")
 
     async def set_clamp(self, request: web.Request) -> web.StreamResponse:
@@ -76,11 +79,12 @@ class Settings:
         floor = form.integer("clamp_floor", most=CLAMP_FLOOR_MAX)
         if floor is None:
             return await self._answer(request, clamp=form)
-        await self._catalog.set_clamp_floor(merchant.merchant_id, floor)
-        await self._acts.note(
-            request, "merchant.clamp_floor", merchant.merchant_id, before={"clamp_floor": merchant.clamp_floor},
-            after={"clamp_floor": floor},
-        )  # fmt: skip
+        async with self._acts.transaction() as db:
+            await self._catalog.set_clamp_floor(merchant.merchant_id, floor, db=db)
+            await self._acts.note(
+                db, request, "merchant.clamp_floor", merchant.merchant_id, before={"clamp_floor": merchant.clamp_floor},
+                after={"clamp_floor": floor},
+            )  # fmt: skip
         return self._view.redirect(request, _BASE, "The clamp floor has been changed.")
 
     async def _answer(

@@ -20,25 +20,30 @@ class Snippet:
     needs: str = ""
 
 
-def snippets(base_url: str, *, customer_id: str | None, meter_slug: str | None, token: str | None) -> tuple[Snippet, ...]:
+def snippets(
+    base_url: str, *, customer_id: str | None, meter_slug: str | None, token: str | None, by_anthropic: bool = False
+) -> tuple[Snippet, ...]:
     """Without a token the programs make it from LAVA_SECRET_KEY: keys are stored hashed, so nobody here could.
 
-    `base_url` ends with a slash.
+    `base_url` ends with a slash. `by_anthropic`: Anthropic can be called and OpenAI cannot, so its programs come first.
     """
     root, api = base_url.rstrip("/"), base_url + "v1"
     members = {name: value for name, value in (("customer_id", customer_id), ("meter_slug", meter_slug)) if value is not None}
     shell, python, node = _shell(members, token), _python(members, token), _node(members, token)
-    return (
-        Snippet(name="curl", label="curl", code=shell + _curl(api)),
+    curl = Snippet(name="curl", label="curl", code=shell + (_curl_anthropic(api) if by_anthropic else _curl(api)))
+    openai = (
         Snippet(name="python-openai", label="Python, openai", code=python + _python_openai(api), needs="pip install openai"),
+        Snippet(name="node-openai", label="Node, openai", code=node + _node_openai(api), needs="npm install openai"),
+    )
+    anthropic = (
         Snippet(
             name="python-anthropic", label="Python, anthropic", code=python + _python_anthropic(root), needs="pip install anthropic"
         ),
-        Snippet(name="node-openai", label="Node, openai", code=node + _node_openai(api), needs="npm install openai"),
         Snippet(
             name="node-anthropic", label="Node, anthropic", code=node + _node_anthropic(root), needs="npm install @anthropic-ai/sdk"
         ),
     )
+    return (curl, *anthropic, *openai) if by_anthropic else (curl, *openai, *anthropic)
 
 
 def _shell(members: dict[str, str], token: str | None) -> str:
@@ -52,6 +57,15 @@ def _curl(api: str) -> str:
     body = f'{{"model": "{_MODEL}", "messages": {_HELLO}}}'
     return f"""curl {api}/chat/completions \\
   -H "Authorization: Bearer $TOKEN" \\
+  -H "Content-Type: application/json" \\
+  -d '{body}'"""
+
+
+def _curl_anthropic(api: str) -> str:
+    body = f'{{"model": "{_CLAUDE}", "max_tokens": 200, "messages": {_HELLO}}}'
+    return f"""curl {api}/messages \\
+  -H "Authorization: Bearer $TOKEN" \\
+  -H "anthropic-version: 2023-06-01" \\
   -H "Content-Type: application/json" \\
   -d '{body}'"""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from aiohttp import web
 
 from lava_proxy.stores.catalog_store import CatalogStore
+from lava_proxy.stores.provider_key_store import ProviderKeyStore
 from lava_proxy.web.dashboard.acts import is_id
 from lava_proxy.web.dashboard.forms import Form
 from lava_proxy.web.dashboard.frame import View, session_of
@@ -15,10 +16,15 @@ from lava_proxy.wire.forward_token import SECRET_KEY_PREFIX, mint
 class Tokens:
     """The builder; other pages load it as a part of themselves."""
 
-    def __init__(self, view: View, catalog: CatalogStore, base_url: str) -> None:
+    def __init__(
+        self, view: View, catalog: CatalogStore, provider_keys: ProviderKeyStore, base_url: str, keyless: frozenset[str]
+    ) -> None:
+        """`keyless`: the providers that this installation calls without a key of the merchant's."""
         self._view = view
         self._catalog = catalog
+        self._provider_keys = provider_keys
         self._base_url = base_url
+        self._keyless = keyless
 
     def routes(self) -> list[web.RouteDef]:
         return [web.get("/dashboard/token", self.blank), web.post("/dashboard/token", self.built)]
@@ -44,10 +50,14 @@ class Tokens:
             key = ""
         form.values["meter"] = slug or ""
         token = mint(key, customer_id, slug) if key else None
-        return self._view.part(
-            request, "token.html", form=form, customer_id=customer_id, meters=meters, token=token,
-            snippets=snippets(self._base_url, customer_id=customer_id, meter_slug=slug, token=token),
+        reachable = self._keyless | {one.provider for one in await self._provider_keys.many(merchant_id)}
+        programs = snippets(
+            self._base_url, customer_id=customer_id, meter_slug=slug, token=token,
+            by_anthropic="anthropic" in reachable and "openai" not in reachable,
         )  # fmt: skip
+        return self._view.part(
+            request, "token.html", form=form, customer_id=customer_id, meters=meters, token=token, snippets=programs
+        )
 
     async def _customer(self, merchant_id: str, reference: str) -> str | None:
         if not is_id(reference, "con"):

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from lava_proxy.billing.webhook_trial import send_test
 from lava_proxy.domain.errors import Conflict, NotFound
-from lava_proxy.domain.webhooks import EVENT_TYPES, DeliveryState, Vocabulary, event_name
+from lava_proxy.domain.webhooks import EVENT_TYPES, DeliveryState, Outgoing, Vocabulary, event_name
 from lava_proxy.notify.webhook_client import WebhookClient, url_problem
 from lava_proxy.stores.webhook_store import Webhook, WebhookStore
 from lava_proxy.web.dashboard.acts import Acts, is_id
@@ -62,13 +62,14 @@ class Webhooks:
         read = self._read(form)
         if read is not None:
             try:
-                made = await self._store.create(
-                    session_of(request).merchant.merchant_id, status="active", now=self._acts.now(), **read
-                )
+                async with self._acts.transaction() as db:
+                    made = await self._store.create(
+                        session_of(request).merchant.merchant_id, status="active", now=self._acts.now(), db=db, **read
+                    )
+                    await self._acts.note(db, request, "webhook.create", made.webhook_id, after=_facts(made))
             except Conflict as error:
                 form.fail("url", error.message)
             else:
-                await self._acts.note(request, "webhook.create", made.webhook_id, after=_facts(made))
                 return await self._page(request, made, shown=made.secret)
         return self._view.page(request, "webhook_new.html", "webhooks", form=form, event_types=EVENT_TYPES, status=422)
 
@@ -80,8 +81,11 @@ class Webhooks:
         read = self._read(form)
         if read is None:
             return await self._page(request, webhook, form=form)
-        changed = await self._store.update(webhook.merchant_id, webhook.webhook_id, read, self._acts.now())
-        await self._acts.note(request, "webhook.change", webhook.webhook_id, before=_facts(webhook), after=_facts(changed))
+        async with self._acts.transaction() as db:
+            changed = await self._store.update(webhook.merchant_id, webhook.webhook_id, read, self._acts.now(), db=db)
+            await self._acts.note(
+                db, request, "webhook.change", webhook.webhook_id, before=_facts(webhook), after=_facts(changed)
+            )  # fmt: skip
         return self._back(request, webhook, "The endpoint has been changed.")
 
     async def switch(self, request: web.Request) -> web.StreamResponse:
@@ -89,23 +93,29 @@ class Webhooks:
         status = form.choice("status", ("active", "disabled"))
         if status is None:
             raise NotFound("An endpoint is active or disabled.")
-        await self._store.update(webhook.merchant_id, webhook.webhook_id, {"status": status}, self._acts.now())
         action = "webhook.enable" if status == "active" else "webhook.disable"
-        await self._acts.note(request, action, webhook.webhook_id, before={"status": webhook.status}, after={"status": status})
+        before, after = {"status": webhook.status}, {"status": status}
+        async with self._acts.transaction() as db:
+            await self._store.update(webhook.merchant_id, webhook.webhook_id, after, self._acts.now(), db=db)
+            await self._acts.note(db, request, action, webhook.webhook_id, before=before, after=after)
         said = "Events are sent from now on." if status == "active" else "Nothing is sent any more; what waited has ended."
         return self._back(request, webhook, said)
 
     async def rotate(self, request: web.Request) -> web.StreamResponse:
         webhook = await self._found(request)
-        rotated, ends_at = await self._store.rotate(webhook.merchant_id, webhook.webhook_id, self._acts.now())
-        ends = {"previous_secret_expires_at": ends_at.isoformat()}
-        await self._acts.note(request, "webhook.rotate", webhook.webhook_id, after=ends)
+        async with self._acts.transaction() as db:
+            rotated, ends_at = await self._store.rotate(webhook.merchant_id, webhook.webhook_id, self._acts.now(), db=db)
+            ends = {"previous_secret_expires_at": ends_at.isoformat()}
+            await self._acts.note(db, request, "webhook.rotate", webhook.webhook_id, after=ends)
         return await self._page(request, rotated, shown=rotated.secret, previous_ends_at=ends_at)
 
     async def test(self, request: web.Request) -> web.StreamResponse:
         webhook = await self._found(request)
-        logged = await send_test(self._store, self._client, webhook, self._acts.now)
-        await self._acts.note(request, "webhook.test", webhook.webhook_id, after={"delivery_id": logged.delivery_id})
+
+        async def note(db: Any, outgoing: Outgoing) -> None:
+            await self._acts.note(db, request, "webhook.test", webhook.webhook_id, after={"delivery_id": outgoing.delivery_id})
+
+        logged = await send_test(self._store, self._client, webhook, self._acts.now, note=note)
         if logged.state == "delivered":
             return self._back(request, webhook, f"The receiver took the test event and answered {logged.last_status}.")
         why = logged.last_error or f"it answered {logged.last_status}"
@@ -116,16 +126,18 @@ class Webhooks:
         if not is_id(delivery_id, "dlv"):
             raise NotFound("No delivery of this endpoint has this id.")
         try:
-            await self._store.replay(webhook.merchant_id, webhook.webhook_id, delivery_id, self._acts.now())
+            async with self._acts.transaction() as db:
+                await self._store.replay(webhook.merchant_id, webhook.webhook_id, delivery_id, self._acts.now(), db=db)
+                await self._acts.note(db, request, "webhook.replay", webhook.webhook_id, after={"delivery_id": delivery_id})
         except Conflict as error:
             return self._view.redirect(request, f"{_BASE}/{webhook.webhook_id}", error.message, "bad")
-        await self._acts.note(request, "webhook.replay", webhook.webhook_id, after={"delivery_id": delivery_id})
         return self._back(request, webhook, "The event is being sent again, with the same id.")
 
     async def delete(self, request: web.Request) -> web.StreamResponse:
         webhook = await self._found(request)
-        await self._store.delete(webhook.merchant_id, webhook.webhook_id)
-        await self._acts.note(request, "webhook.delete", webhook.webhook_id, before=_facts(webhook))
+        async with self._acts.transaction() as db:
+            await self._store.delete(webhook.merchant_id, webhook.webhook_id, db=db)
+            await self._acts.note(db, request, "webhook.delete", webhook.webhook_id, before=_facts(webhook))
         return self._view.redirect(request, _BASE, "The endpoint has been deleted, with its log.")
 
     # -- helpers

@@ -13,13 +13,18 @@
     const axis = { stroke: text, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, font: "12px sans-serif" };
     const shown = (unit) => (value) => (value === null ? "–" : unit === "nanos" ? dollars.format(value) : value.toLocaleString("en-US"));
     const unit = spec.series[0].unit;
+    const time = new Intl.DateTimeFormat(undefined, spec.byDay
+      ? { month: "short", day: "numeric", timeZone: "UTC" }
+      : { month: "short", day: "numeric", hour: "numeric", minute: "2-digit" });
+    // Where nobody points at a time the legend tells of the newest.
+    const tellNewest = (chart) => { if (chart.legend.idx == null) chart.setLegend({ idx: spec.times.length - 1 }, false); };
     drawn.get(place)?.destroy();
     place.replaceChildren();
     drawn.set(place, new uPlot({
       width: Math.max(place.clientWidth, 200),
       height: place.clientWidth < 480 ? 200 : 240,
       series: [
-        { label: "Time" },
+        { label: spec.byDay ? "Day" : "Time", value: (_, at) => (at == null ? "–" : time.format(new Date(at * 1e3))) },
         ...spec.series.map((one, n) => ({
           label: one.label,
           stroke: css.getPropertyValue(palette[n % palette.length]).trim(),
@@ -36,6 +41,7 @@
       scales: { y: { range: (_, low, high) => [Math.min(low, 0), high > 0 ? high * 1.1 : 1] } },
       ...(spec.byDay ? { tzDate: (at) => uPlot.tzDate(new Date(at * 1e3), "Etc/UTC") } : {}),
       cursor: { y: false },
+      hooks: { ready: [tellNewest], setLegend: [tellNewest] },
     }, [spec.times, ...spec.series.map((one) => one.values.map(Number))], place));
   };
 

@@ -349,6 +349,41 @@ async def test_an_upgrade_to_what_we_do_not_speak_is_not_taken_up(gateway: Gatew
     assert gateway.provider.calls[0].header(b"upgrade") is None
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+@pytest.mark.parametrize("step", [0, 1, 7])
+async def test_a_call_that_offers_another_protocol_keeps_its_body(gateway: Gateway, is_chunked: bool, step: int) -> None:
+    """RFC 9110 7.8: Java's client offers h2c with its calls by plain HTTP; they go on as if it had not, and nothing behind them."""
+    gateway.provider.answer = lambda call: call.answer(chat_body())
+    plain = gateway.request()
+    head, _, body = plain.partition(b"\r\n\r\n")
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length")]
+    lines += [b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__"]
+    lines.append(b"Transfer-Encoding: chunked" if is_chunked else b"Content-Length: %d" % len(body))
+    framed = b"%x\r\n%b\r\n0\r\nX-T: 1\r\n\r\n" % (len(body), body) if is_chunked else body
+    sent = b"\r\n".join(lines) + b"\r\n\r\n" + framed + b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n"
+    client = await gateway.client()
+    for start in range(0, len(sent), step or len(sent)):
+        client.send(sent[start : start + (step or len(sent))])
+        await asyncio.sleep(0)
+    response = await client.response()
+    assert (response.status, response.body, response.header(b"connection")) == (200, chat_body(), b"close")
+    assert await client.closed() == b""
+    [call] = gateway.provider.calls
+    assert call.body == body and call.header(b"upgrade") is None and call.header(b"http2-settings") is None
+    assert gateway.control.connections_made == 0
+
+
+async def test_a_body_too_large_behind_another_protocols_offer_is_refused(start: StartGateway) -> None:
+    gateway = await start(adjust=with_http(body_bytes_max=1000))
+    headers = ("Connection: Upgrade", "Upgrade: h2c", "Transfer-Encoding: chunked")
+    client = await gateway.client()
+    head = gateway.request(method="POST", headers=headers).partition(b"\r\n\r\n")[0]
+    lines = [line for line in head.split(b"\r\n") if not line.lower().startswith(b"content-length")]
+    client.send(b"\r\n".join(lines) + b"\r\n\r\n" + b"200\r\n" + b"x" * 512 + b"\r\n200\r\n" + b"x" * 512)
+    assert (await client.response()).status == 413
+    assert gateway.provider.connections_made == 0
+
+
 async def test_a_tunnel_is_not_offered(gateway: Gateway) -> None:
     response = await exchange_of(gateway, b"CONNECT api.openai.com:443 HTTP/1.1\r\nHost: api.openai.com\r\n\r\n")
     assert response.status == 405

@@ -7,6 +7,8 @@ import base64
 import json
 import ssl
 from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,11 @@ from google import genai
 from websockets.frames import Close, Opcode
 
 from lava_proxy.domain.catalog import Tier
+from lava_proxy.domain.errors import StoreError
 from lava_proxy.domain.limits import KeyRules, Limits
 from lava_proxy.domain.money import NANOS_PER_USD
+from lava_proxy.stores.customer_store import CustomerStore
+from lava_proxy.stores.secret_key_store import SecretKeyStore
 from lava_proxy.wire.forward_token import mint
 from lava_proxy.wire.websocket_frames import CLOSE, TEXT
 from tests.integration.gateway.conftest import StartGateway
@@ -563,6 +568,77 @@ async def test_a_long_session_is_not_ended_by_the_limit_of_a_call(sold: Gateway,
     [exchange] = sold.exchanges
     exchange._sent_at -= 2 * sold.settings.upstream.total_timeout_s
     sold.check(seconds_later=1)
+    sent = session.send(done(1, 1, 1))
+    assert await client.exactly(len(sent)) == sent
+    session.close()
+    session.writer.close()
+    await client.ended()
+    await sold.settled()
+
+
+@pytest.mark.parametrize("end", ["revoked", "paused", "expired", "customer"])
+async def test_a_session_ends_with_the_credential_that_opened_it(sold: Gateway, provider: SocketProvider, end: str) -> None:
+    """A call ends by what it began with; a session has no end of its own, so a revoked key must be one."""
+    catalog, merchant_id, token = sold.world.catalog, sold.merchant.merchant_id, ""
+    if end in ("paused", "expired"):
+        soon = datetime.now(UTC) + timedelta(seconds=2)
+        rules = KeyRules(expires_at=soon if end == "expired" else None)
+        key = await catalog.create_spend_key(merchant_id, name="k", rules=rules, limits=Limits())
+        token = key.secret or ""
+    client, session, _ = await connect(sold, provider, token=token)
+    session.send(done(1, 10, 5))
+    await client.message()
+    generation = sold.worker._grants.generation
+    if end == "revoked":
+        keys = SecretKeyStore(sold.world.pool)
+        [used] = await keys.many(merchant_id, before=None, limit=5)
+        await keys.create(merchant_id, "another", live=True)
+        await keys.revoke(merchant_id, used.secret_key_id)
+    elif end == "paused":
+        await catalog.update_spend_key(replace(key, status="paused"))
+    elif end == "customer":
+        await CustomerStore(sold.world.pool).delete(merchant_id, sold.connection.connection_id)
+    async with asyncio.timeout(PATIENCE_S):
+        while end != "expired" and sold.worker._grants.generation == generation:
+            await asyncio.sleep(0)
+        [exchange] = sold.exchanges
+        while exchange._is_open:  # looked at once a second by the worker's timer
+            sold.check(seconds_later=0)
+            await asyncio.sleep(0)
+    code = (await client.event())["error"]["code"]
+    assert code == {
+        "revoked": "invalid_secret_key", "paused": "spend_key_paused", "expired": "spend_key_expired",
+        "customer": "connection_not_found",
+    }[end]  # fmt: skip
+    assert Close.parse((await client.message()).payload).code == 1008
+    assert (await session.message()).opcode == CLOSE
+    row = await sold.row()
+    assert row["usage"]["output_tokens"] == 5 and row["provenance"] == "provider_final"
+
+
+async def test_a_session_survives_a_change_that_does_not_concern_it_and_an_outage(
+    sold: Gateway, provider: SocketProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, session, _ = await connect(sold, provider)
+    grants, [exchange] = sold.worker._grants, sold.exchanges
+    asked: list[bytes] = []
+
+    async def away(credential: bytes) -> Any:
+        asked.append(credential)
+        raise StoreError("away")
+
+    monkeypatch.setattr(type(grants), "resolve", lambda self, credential: away(credential))
+    for _ in range(2):
+        grants.forget()
+        sold.check(seconds_later=0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert len(asked) == 2 and exchange._is_open, "asked again until somebody answers"
+    monkeypatch.undo()
+    sold.check(seconds_later=0)
+    async with asyncio.timeout(PATIENCE_S):
+        while exchange._admitted_at != grants.generation:
+            await asyncio.sleep(0)
     sent = session.send(done(1, 1, 1))
     assert await client.exactly(len(sent)) == sent
     session.close()

@@ -40,6 +40,13 @@ async def test_a_body_that_is_no_json_object_is_a_400(client: TestClient[Any, An
         assert (await answer.json())["error"]["code"] == "invalid_json"
 
 
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+async def test_a_body_that_is_not_of_its_coding_is_a_400(client: TestClient[Any, Any], coding: str) -> None:
+    """The caller's mistake, and no fault of ours to log."""
+    async with client.post("/echo", data=b'{"a": 1}', headers={"Content-Encoding": coding}, skip_auto_headers=[]) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (400, "invalid_body")
+
+
 async def test_a_json_object_is_read(client: TestClient[Any, Any]) -> None:
     async with client.post("/echo", data=b'{"a": [1]}') as answer:
         assert (answer.status, await answer.json()) == (200, {"a": [1]})

@@ -96,6 +96,39 @@ async def test_reading_stops_when_the_waiting_bodies_together_pass_the_bound_of_
     assert b.transport.is_reading_now
 
 
+async def test_bodies_on_their_way_together_stay_within_their_bound(bench: Callable[..., Bench]) -> None:
+    """Who has not been asked for a credential yet can fill no memory: the body that has been coming for longest is given up."""
+    b = bench(unread_bodies_bytes_max=2500)
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1500\r\n\r\n"
+    slow = [b.connect() for _ in range(4)]
+    for number, (connection, _) in enumerate(slow):
+        connection.data_received(head + b"x" * 600)
+        connection.body_since = float(number)
+    assert b.shared.unread_bytes == 2400
+    b.feed(head + b"x" * 1500)
+    assert [exchange.request.body_bytes for exchange in b.started] == [1500], "who comes whole and at once is served"
+    refused = [transport.written.startswith(b"HTTP/1.1 408") for _, transport in slow]
+    assert refused == [True, True, True, False] and b.shared.unread_bytes == 600
+    slow[3][0].connection_lost(None)
+    assert b.shared.unread_bytes == 0
+    connection, transport = b.connect()
+    connection.data_received(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3000\r\n\r\n" + b"x" * 2600)
+    assert transport.written.startswith(b"HTTP/1.1 408") and b.shared.unread_bytes == 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 4096, 4097, 10_000])
+async def test_a_body_in_small_pieces_takes_no_more_than_its_bytes(bench: Callable[..., Bench], size: int) -> None:
+    b = bench()
+    body = bytes(number % 251 for number in range(20_000))
+    b.feed(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    for start in range(0, len(body), size):
+        piece = body[start : start + size]
+        b.feed(b"%x\r\n%b\r\n" % (len(piece), piece))
+    assert b.connection._request is not None and len(b.connection._request.body_parts) <= -(-len(body) // 4096)
+    b.feed(b"0\r\n\r\n")
+    assert b.started[0].request.body() == body and b.shared.unread_bytes == 0
+
+
 async def test_a_closed_connection_tells_its_exchange_and_forgets_what_waited(bench: Callable[..., Bench]) -> None:
     b = bench()
     b.feed(GET % 0 + GET % 1)

@@ -117,7 +117,8 @@ async def test_a_refusal_is_remembered_for_a_moment_only() -> None:
         with pytest.raises(BadToken):
             await grants.resolve(KEY)
     assert catalog.asked == 1
-    grants._refused[KEY] = (0.0, grants._refused[KEY][1])  # the moment is over
+    [(digest, refusal)] = grants._refused.items()
+    grants._refused[digest] = (0.0, *refusal[1:])  # the moment is over
     catalog.known = True
     assert (await grants.resolve(KEY)).grant.wallet_id == "wal_1"
 
@@ -143,6 +144,16 @@ async def test_no_more_credentials_are_kept_than_the_bound_says() -> None:
         with pytest.raises(BadToken):
             await grants.resolve(b"aks_test_%d" % number)
     assert len(grants._refused) <= 10
+
+
+async def test_what_strangers_send_is_not_kept() -> None:
+    """A head may have 64 KB: as many of them as there are places for refusals would be gigabytes."""
+    grants = grants_of(FakeCatalog(), grants_max=50_000)
+    for number in range(300):
+        with pytest.raises(BadToken):
+            await grants.resolve(b"x%d" % number + b"!" * 60_000)
+    assert len(grants._refused) == 300 and not grants._asking
+    assert sum(len(kept) + sum(len(str(fact)) for fact in facts) for kept, facts in grants._refused.items()) < 300 * 500
 
 
 class SpendKeyCatalog(FakeCatalog):

@@ -131,6 +131,12 @@ def test_a_forced_identity_is_not_talked_out_of() -> None:
 CUSTOMER = b"203.0.113.7"
 
 
+def test_no_header_changes_the_method_behind_the_meter() -> None:
+    """What a call is, and so what it costs, follows from its method."""
+    found = head([(name, b"POST") for name in (b"X-HTTP-Method-Override", b"x-http-method", b"X-Method-Override")])
+    assert b"override" not in found.lower() and b"x-http-method" not in found.lower()
+
+
 def test_nothing_tells_upstream_who_our_caller_is() -> None:
     names = [b"X-Forwarded-For", b"Forwarded", b"X-Real-IP", b"Via", b"Cookie", b"CF-Connecting-IP", b"X-Lava-Metadata"]
     found = head([(name, CUSTOMER) for name in names] + [(b"Proxy-Authorization", CUSTOMER), (b"Proxy-Foo", CUSTOMER)])

@@ -48,7 +48,12 @@ def test_public_https_addresses_are_accepted(url: str) -> None:
         ("https://127.0.0.1/", "not public"),
         ("https://[::1]/", "not public"),
         ("https://[::ffff:10.0.0.1]/", "not public"),
-        ("https://169.254.169.254/latest/meta-data", "not public"),
+        ("https://169.254.169.254/latest/meta-data", "link-local"),
+        ("https://2852039166/", "ends in a number"),  # 169.254.169.254 as resolvers read it
+        ("https://169.254.43518/", "ends in a number"),
+        ("https://127.1/", "ends in a number"),
+        ("https://0x7f000001/", "ends in a number"),
+        ("https://127.0.0.1./", "ends in a number"),
         ("", "https"),
     ],
 )
@@ -60,6 +65,30 @@ def test_other_addresses_are_refused_with_a_reason(url: str, said: str) -> None:
 def test_where_private_receivers_are_allowed_http_and_loopback_are_too() -> None:
     assert url_problem("http://127.0.0.1:3000/hooks", allow_private=True) is None
     assert url_problem("http://user@127.0.0.1:3000/hooks", allow_private=True) is not None
+
+
+@pytest.mark.parametrize(
+    "host", ["169.254.169.254", "169.254.0.1", "[fe80::1]", "[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "[fd00:ec2::254]"]
+)
+def test_where_clouds_keep_their_machines_secrets_nothing_is_sent_whoever_allows_it(host: str) -> None:
+    problem = url_problem(f"http://{host}/latest/meta-data", allow_private=True)
+    assert problem is not None and "link-local" in problem
+
+
+async def test_a_name_that_leads_to_a_link_local_address_is_refused_where_private_ones_are_allowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def found(*args: object, **options: object) -> list[tuple[object, ...]]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("127.0.0.1", "169.254.169.254")]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", found)
+    client = WebhookClient(timeout_s=2, connections_max=2, allow_private=True, clock=lambda: NOW)
+    await client.open()
+    try:
+        attempt = await client.send(outgoing("http://metadata.example/hooks"))
+    finally:
+        await client.close()
+    assert attempt.status is None and "link-local" in (attempt.error or "")
 
 
 def outgoing(url: str) -> Outgoing:

@@ -215,3 +215,50 @@ def test_a_wrong_stanza_is_refused_with_its_name(change: dict[str, Any], says: s
     table = {"provider": "p", "model": "m", "source": "s", "date": "2026-11-23", "input": "1", **change}
     with pytest.raises(ValueError, match=says):
         load_price_book([{key: value for key, value in table.items() if value is not None}])
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "tier", "percent"),
+    [
+        ("google", "gemini-2.5-flash", "flex", 50),
+        ("google", "gemini-3.8-flash", "priority", 180),
+        ("google", "gemini-3.8-flash-tts", "flex", 50),  # the bundled table's own: not halved twice
+        ("google", "gemini-3.8-flash-tts", "priority", 180),
+        ("google", "gemini-2.5-flash", "ON_DEMAND", 100),
+        ("aws", "us.amazon.nova-2-lite-v1:0", "flex", 50),
+        ("aws", "openai.gpt-oss-120b-1:0", "priority", 175),
+        ("aws", "openai.gpt-oss-120b-1:0", "default", 100),
+    ],
+)
+def test_a_tier_is_multiplied_where_the_table_has_one_price(provider: str, model: str, tier: str, percent: int) -> None:
+    """B5: what the response says that it was given."""
+    usage = token_usage(1_000_000, 100_000)
+    assert nanos(provider, model, usage, tier) * 100 == nanos(provider, model, usage) * percent
+
+
+def test_audio_from_the_cache_is_told_apart_from_audio_that_is_read_anew() -> None:
+    """A4, A10: Gemini says how much of each kind came from the cache; a row does not show it, a price asks for it."""
+    metadata = {
+        "promptTokenCount": 20_000,
+        "candidatesTokenCount": 0,
+        "totalTokenCount": 20_000,
+        "cachedContentTokenCount": 10_000,
+        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": 10_000}, {"modality": "AUDIO", "tokenCount": 10_000}],
+        "cacheTokensDetails": [{"modality": "AUDIO", "tokenCount": 10_000}],
+    }
+    call = inspect("/v1beta/models/gemini-2.5-flash:generateContent", {"contents": []})
+    reading = read(call, {"candidates": [], "usageMetadata": metadata, "modelVersion": "gemini-2.5-flash"})
+    assert reading.usage is not None and "cached_input_audio_tokens" not in reading.usage.units
+    # $0.30 a million for text, $0.10 for audio from the cache ($1.00 when it is read anew)
+    assert nanos("google", "gemini-2.5-flash", reading.usage) == 10_000 * 300 + 10_000 * 100
+    without = Usage(reading.usage.units)
+    assert nanos("google", "gemini-2.5-flash", without) == 10_000 * 1_000 + 10_000 * 30
+
+
+def test_what_an_images_api_generates_is_priced_as_images_also_where_it_does_not_say_so() -> None:
+    """B5: gpt-image-1.5 costs $32 a million for images and $10 for text."""
+    told = token_usage(0, 1_000, images=1, output_image_tokens=1_000)
+    assert nanos("openai", "gpt-image-1.5", told) == 1_000 * 32_000
+    assert nanos("openai", "gpt-image-1.5", token_usage(0, 1_000, images=1)) == 1_000 * 32_000
+    partly = token_usage(0, 1_000, images=1, output_image_tokens=600)
+    assert nanos("openai", "gpt-image-1.5", partly) == 600 * 32_000 + 400 * 10_000

@@ -121,6 +121,47 @@ def test_a_background_response_is_billed_where_it_is_fetched() -> None:
 
 
 @pytest.mark.parametrize(
+    "path, api",
+    [
+        ("/v1/chat/completion%73", "chat"),
+        ("/v1/chat%2Fcompletions", "chat"),
+        ("/v1/chat/completion%2573", "chat"),
+        ("/v1/chat//completions//", "chat"),
+        ("/v1//c%68at/completions%20", "chat"),
+        ("/v1/chat/completions;a=b", "chat"),
+        ("/v1;x/chat/completions;", "chat"),
+        ("/V1/Chat/Completions", "chat"),
+        ("/v1\\chat\\completions", "chat"),
+        ("/v1/x%2F..%2Fchat%2Fcompletions", "chat"),
+        ("/v1/chat/completions%3Fa=/moderations", "chat"),
+        ("/v1/chat/completions%23/files", "chat"),
+        ("/v1/me%73sages", "messages"),
+        ("/v1/response%73", "responses"),
+        ("/v1beta/models/m%3Agenerate%43ontent", "generateContent"),
+        ("/model/m/conver%73e", "converse"),
+        ("/v1/images/generation%73", "images"),
+        ("/v1/text-to-speech/v/%73tream", "speech"),
+    ],
+)
+def test_no_spelling_of_a_path_makes_a_call_one_that_is_not_metered(path: str, api: str) -> None:
+    """Servers decode, fold and trim paths; a call that they take for what is sold is sold."""
+    call = inspect(ASKED, path)
+    assert call.api == api and call.billable
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/response%73/resp_1", "/v1/responses%2Fresp_1", "/v1//responses//resp_1", "/V1/Responses/resp_1"]
+)
+def test_no_spelling_of_a_path_hides_that_a_job_is_fetched(path: str) -> None:
+    assert inspect(b"", path, method="GET").api == "responses_retrieve"
+
+
+@pytest.mark.parametrize("path", ["/v1/moderations", "/v1/messages/count_tokens", "/v1/files", "/v1/responses/input_tokens"])
+def test_what_is_free_stays_free(path: str) -> None:
+    assert not inspect(ASKED, path).billable
+
+
+@pytest.mark.parametrize(
     ("method", "path", "body", "api", "is_job"),
     [
         ("POST", "/v1/responses", b'{"model":"m","input":"x","background":true}', "responses", True),
@@ -159,6 +200,13 @@ def test_a_model_in_the_url_or_in_a_stored_prompt_is_enough() -> None:
     assert inspect({}, "/openai/deployments/d/chat/completions").model == "d"
     assert inspect({"prompt": {"id": "pmpt_1"}}, "/v1/responses").model is None
     assert inspect({}, "/v1beta/models/g:generateContent").model == "g"
+
+
+@pytest.mark.parametrize("body", [b'{"model":"m","messages":[]} and more', b'\xef\xbb\xbf{"model":"m"}', b"\x1f\x8b", b"model=m"])
+def test_a_body_that_is_read_by_kinder_servers_only_is_held_for(body: bytes) -> None:
+    """I14: some read a JSON value and no further, some want no content type: without a hold, an empty wallet calls for ever."""
+    call = inspect(body, content_type="application/x-www-form-urlencoded")
+    assert call.billable and call.ceiling.output_tokens == DEFAULT_OUTPUT_TOKENS_MAX and call.ceiling.input_tokens > 0
 
 
 def test_other_content_types_never_fail() -> None:

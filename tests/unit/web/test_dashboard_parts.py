@@ -74,6 +74,9 @@ def test_an_entry_of_the_audit_log_tells_only_what_differs() -> None:
     [
         ("/dashboard/requests?status=error", "/dashboard/requests?status=error"),
         ("/auth/connect?state=a&port=1", "/auth/connect?state=a&port=1"),
+        ("/dashboard/requests?next=a/../b", "/dashboard/requests?next=a/../b"),
+        ("/dashboard/../..//x.example", "/dashboard"), ("/dashboard/%2e%2E//x.example", "/dashboard"),
+        ("/dashboard/./..//x.example", "/dashboard"), ("/dashboard/..", "/dashboard"), ("/dashboard//x.example", "/dashboard"),
         ("/dashboardx", "/dashboard"), ("/dashboard\n", "/dashboard"), ("//x", "/dashboard"), ("", "/dashboard"),
     ],
 )  # fmt: skip
