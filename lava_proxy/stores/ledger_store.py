@@ -426,7 +426,7 @@ class LedgerStore:
 
 
 async def _claimed(db: Any, names: Sequence[tuple[str, str, str]]) -> set[str]:
-    """Of (merchant id, name, request id): the ids of the requests that are the first of their merchant under their name, for ever."""
+    """Of (merchant id, name, request id): the requests that are the first of their merchant under their name, for ever."""
     if not names:
         return set()
     rows = await db.fetch(
