@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -112,3 +114,8 @@ def stop(process: subprocess.Popen[str], timeout_s: float = 20) -> None:
             process.wait()
     if process.stdout is not None:
         process.stdout.close()
+
+
+def machine() -> dict[str, Any]:
+    """Where a report was made."""
+    return {"cores": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()}

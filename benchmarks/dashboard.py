@@ -12,51 +12,30 @@ and besides them:
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
-import platform
 import re
-import shutil
 import sys
-import tempfile
 import time
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, cast
 
 import aiohttp
 from aiohttp import web
 
-from benchmarks.usage import CUSTOMERS, analyse, engine_options, quantile, seed
+from benchmarks._control_plane import ControlPlane, clock, on_fresh_engines, parse_arguments, quantiles, served
+from benchmarks._processes import machine
+from benchmarks.usage import CUSTOMERS, analyse, seed
 from lava_proxy import settings
 from lava_proxy.api.envelope import answer_errors
 from lava_proxy.api.openapi import OpenApi
-from lava_proxy.app.embedded import EmbeddedEngines
-from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.checkout_links import CheckoutLinks
-from lava_proxy.billing.funding import Funding
-from lava_proxy.notify.webhook_client import WebhookClient
 from lava_proxy.providers.prices_source import load_price_book
 from lava_proxy.providers.registry import load_registry
-from lava_proxy.stores import outbox as outbox_module
-from lava_proxy.stores import postgres
 from lava_proxy.stores.audit_log import Actor, AuditLog
-from lava_proxy.stores.balance_store import BalanceStore
-from lava_proxy.stores.catalog_store import CatalogStore
-from lava_proxy.stores.charge_store import ChargeStore
 from lava_proxy.stores.checkout_store import CheckoutStore
 from lava_proxy.stores.dashboard_sessions import DashboardSessions
-from lava_proxy.stores.hot_redis import HotRedis
-from lava_proxy.stores.ledger_store import LedgerStore
-from lava_proxy.stores.merchant_stores import open_merchant_stores
 from lava_proxy.stores.open_calls import OpenCalls
-from lava_proxy.stores.outbox import Outbox
-from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_store import UsageStore
-from lava_proxy.stores.vault import Vault, new_master_key
-from lava_proxy.stores.webhook_store import WebhookStore
 from lava_proxy.web.dashboard.dashboard import DashboardDependencies
 from lava_proxy.web.site import Site
 
@@ -64,7 +43,11 @@ P95_MS_MAX = 150.0
 FIRST_PAINT_KB_MAX = 300.0
 _WARM_UP = 2
 _AUDIT_ENTRIES = 1000
-_NO_PAGES = ("/dashboard/requests/export", "/dashboard/sign-in")
+_NO_PAGES = (
+    "/dashboard/requests/export",
+    "/dashboard/sign-in",
+    "/dashboard/steps",
+)  # a file, a door, a part that new merchants ask for
 _CUSTOMER = """
 WITH made AS (
   SELECT n - 1 AS n, 'wal_' || (n - 1) AS wallet_id, 'con_' || lpad((n - 1)::text, 26, '0') AS connection_id, sealed
@@ -81,95 +64,48 @@ SELECT connection_id, $1, wallet_id, 'customer-' || n, sha256(connection_id::byt
 
 def main() -> int:
     """Run and print a table (or JSON as the last line); 1 when a target is missed."""
-    options = parse_arguments()
-    report = asyncio.run(measure(options.rows, options.asks))
+    options = parse_arguments("dashboard", __doc__, "page is asked for", 50)
+    report = asyncio.run(on_fresh_engines("dashboard", lambda plane: measure(plane, options.rows, options.asks)))
     print(json.dumps(report) if options.json else table(report))
     return 0 if report["met"] else 1
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="./lava bench dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line instead of the table")
-    parser.add_argument("--rows", type=int, default=10_000_000, help="how many requests (default 10 million)")
-    parser.add_argument("--asks", type=int, default=50, help="how often each page is asked for (default 50)")
-    return parser.parse_args()
-
-
-async def measure(rows: int, asks: int) -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp(prefix="lava-bench-dashboard-"))
-    owner = EmbeddedEngines()
-    try:
-        engines = owner.start(folder, engine_options())
-        await postgres.migrate(engines.database_url)
-        return await over(engines.redis_url, engines.database_url, rows, asks)
-    finally:
-        owner.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[str, Any]:
-    redis, pool = outbox_module.connect(redis_url), await postgres.connect(database_url)
-    vault = Vault(new_master_key())
-    catalog = CatalogStore(pool, vault)
-    merchant = await catalog.create_merchant("bench")
-    key = await catalog.create_secret_key(merchant.merchant_id, "bench")
-    audit_log = AuditLog(pool)
-    funding, charge_store = Funding(catalog, BalanceStore(HotRedis(redis_url))), ChargeStore(pool)
-    webhook_client = WebhookClient(timeout_s=2, connections_max=1, allow_private=True, clock=lambda: datetime.now(UTC))
-    checkouts = CheckoutStore(pool, vault, lambda: datetime.now(UTC))
+async def measure(plane: ControlPlane, rows: int, asks: int) -> dict[str, Any]:
+    pool, merchant_id, audit_log = plane.pool, plane.merchant.merchant_id, AuditLog(plane.pool)
+    checkouts = CheckoutStore(pool, plane.vault, clock)
     site = Site(
         OpenApi([]).value,
         DashboardDependencies(
+            **plane.stores(),
             pool=pool,
-            catalog=catalog,
-            ledger=LedgerStore(pool),
-            outbox=Outbox(redis),
-            merchant_stores=open_merchant_stores(pool, redis, catalog, vault),
-            funding=funding,
-            usage=UsageStore(pool),
-            request_export=RequestExport(pool),
-            open_calls=OpenCalls(redis),
-            webhooks=WebhookStore(pool, vault),
-            webhook_client=webhook_client,
-            charges=Charges(charge_store, None, funding, lambda: datetime.now(UTC)),
-            charge_store=charge_store,
+            open_calls=OpenCalls(plane.redis),
+            charges=plane.charges,
+            charge_store=plane.charge_store,
             checkout=cast(Any, None),  # no page that is measured makes a session
             checkouts=checkouts,
             checkout_links=CheckoutLinks(checkouts, cast(Any, None), None),
             registry=load_registry(settings.load({}).providers_table),
             prices=load_price_book(),
-            sessions=DashboardSessions(redis),
+            sessions=DashboardSessions(plane.redis),
             audit_log=audit_log,
             public_url="http://127.0.0.1/",
         ),
     )
     application = web.Application(middlewares=[answer_errors])
     application.add_routes(site.routes())
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    listening = web.TCPSite(runner, "127.0.0.1", 0)
-    await listening.start()
-    port = runner.addresses[0][1]
-    try:
+    async with served(application) as base:
         began = time.perf_counter()
-        sealed = [vault.seal("cons_live_bench", f"connection:con_{number:026d}") for number in range(CUSTOMERS)]
-        await pool.execute(_CUSTOMER, merchant.merchant_id, sealed)
-        until = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        await seed(pool, merchant.merchant_id, 1, rows, until)
+        sealed = [plane.vault.seal("cons_live_bench", f"connection:con_{number:026d}") for number in range(CUSTOMERS)]
+        await pool.execute(_CUSTOMER, merchant_id, sealed)
+        await seed(pool, merchant_id, 1, rows, clock().replace(hour=0, minute=0, second=0, microsecond=0))
         actor = Actor(kind="cli", id="bench", name="bench")
         for number in range(_AUDIT_ENTRIES):
-            await audit_log.note(merchant.merchant_id, actor, "meter.change", f"prd_{number % 7}", after={"n": number})
+            await audit_log.note(merchant_id, actor, "meter.change", f"prd_{number % 7}", after={"n": number})
         await UsageStore(pool).rebuild()
         await analyse(pool)
         await pool.execute("ANALYZE request, connection, wallet, wallet_state, audit_log", timeout=3600)
         seed_s = round(time.perf_counter() - began, 1)
-        pages, weights = await ask_all(f"http://127.0.0.1:{port}", key, pages_of(site, rows), asks)
-    finally:
-        await runner.cleanup()
-        await redis.aclose()
-        await postgres.close(pool)
+        pages, weights = await ask_all(base, plane.key, pages_of(site, rows), asks)
     return summarise(rows, asks, pages, weights, {"seed_s": seed_s})
 
 
@@ -212,7 +148,7 @@ async def ask_all(base: str, key: str, pages: dict[str, str], asks: int) -> tupl
                     times[name].append(elapsed_ms)
                 elif round_ == 0:
                     weights[name] = round((len(body) + await packed_bytes(session, body)) / 1024, 1)
-    return {name: {"p50_ms": quantile(taken, 50), "p95_ms": quantile(taken, 95)} for name, taken in times.items()}, weights
+    return quantiles(times), weights
 
 
 async def packed_bytes(session: aiohttp.ClientSession, page: bytes) -> int:
@@ -242,7 +178,7 @@ def summarise(
         "rows": rows,
         "asks": asks,
         **facts,
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()},
+        "machine": machine(),
         "pages": pages,
         "first_paint_kb": weights,
         "targets": targets,

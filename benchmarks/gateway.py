@@ -18,7 +18,6 @@ import argparse
 import base64
 import json
 import os
-import platform
 import resource
 import shutil
 import socket
@@ -344,7 +343,7 @@ def summarise(runs: dict[str, list[Run]], plan: Plan) -> dict[str, Any]:
         "benchmark": "gateway",
         "rounds": plan.rounds,
         "quick": plan == QUICK,
-        "machine": machine(),
+        "machine": processes.machine(),
     }
     direct = runs["direct"]
     report["direct"] = {f"p{n}_us": median(run["open"][f"p{n}_us"] for run in direct) for n in (50, 99)}
@@ -391,10 +390,6 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
         value = round(lava[key] / nginx[key] if nginx is not None and versus else lava[key], 2)
         targets[name] = {"at_most": at_most, "value": value, "met": value <= at_most}
     return targets
-
-
-def machine() -> dict[str, Any]:
-    return {"cores": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()}
 
 
 def table(report: dict[str, Any]) -> str:

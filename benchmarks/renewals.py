@@ -22,7 +22,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from benchmarks.usage import engine_options
+from benchmarks._control_plane import engine_options
 from lava_proxy.app.embedded import EmbeddedEngines
 from lava_proxy.billing.charges import Charges
 from lava_proxy.billing.funding import Funding

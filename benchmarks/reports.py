@@ -72,7 +72,7 @@ def main() -> int:
     plan = QUICK if options.quick else Plan()
     if options.rounds:
         plan = Plan(rounds=options.rounds, warm_up=plan.warm_up, window=plan.window, wallets=plan.wallets)
-    report: dict[str, Any] = {"benchmark": "reports", "machine": calls.machine(), "rounds": plan.rounds, "batch": BATCH}
+    report: dict[str, Any] = {"benchmark": "reports", "machine": processes.machine(), "rounds": plan.rounds, "batch": BATCH}
     for name, start in STARTERS.items():
         if name in options.subjects.split(","):
             with ExitStack() as stack:

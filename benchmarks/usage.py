@@ -15,46 +15,25 @@ and once more over a tenth of the rows, seeded before the rest, to see whether t
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import os
-import platform
-import shutil
 import sys
-import tempfile
 import time
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import datetime, timedelta
 from typing import Any
 
 import aiohttp
-from aiohttp import web
 
+from benchmarks._control_plane import ControlPlane, clock, on_fresh_engines, parse_arguments, quantiles, served
+from benchmarks._processes import machine
 from lava_proxy.api.application import ApiDependencies, build_application
 from lava_proxy.api.payments import PaymentServices
-from lava_proxy.app.embedded import EmbeddedEngines
-from lava_proxy.app.engine_sources import EngineOptions
 from lava_proxy.billing.accounts import Accounts
 from lava_proxy.billing.cards import Cards
-from lava_proxy.billing.charges import Charges
-from lava_proxy.billing.funding import Funding
-from lava_proxy.notify.webhook_client import WebhookClient
-from lava_proxy.stores import outbox as outbox_module
 from lava_proxy.stores import postgres
 from lava_proxy.stores.account_store import AccountStore
-from lava_proxy.stores.balance_store import BalanceStore
-from lava_proxy.stores.catalog_store import CatalogStore
-from lava_proxy.stores.charge_store import ChargeStore
-from lava_proxy.stores.hot_redis import HotRedis
-from lava_proxy.stores.ledger_store import LedgerStore
-from lava_proxy.stores.merchant_stores import open_merchant_stores
-from lava_proxy.stores.outbox import Outbox
-from lava_proxy.stores.request_export import RequestExport
 from lava_proxy.stores.usage_rollup import ROLLUPS
 from lava_proxy.stores.usage_store import UsageStore
-from lava_proxy.stores.vault import Vault, new_master_key
-from lava_proxy.stores.webhook_store import WebhookStore
 
 P95_MS_MAX = 100.0
 GROWTH_MAX = 3.0  # of the median, from a tenth of the rows to all of them; nearly all buckets are there with a tenth
@@ -83,8 +62,8 @@ FROM (SELECT n, (power(n * 7919 % 10007 / 10007.0, 3) * $4)::int AS customer,
 
 def main() -> int:
     """Run and print a table (or JSON as the last line); 1 when a target is missed."""
-    options = parse_arguments()
-    report = asyncio.run(measure(options.rows, options.asks))
+    options = parse_arguments("usage", __doc__, "question is asked", 100)
+    report = asyncio.run(on_fresh_engines("usage", lambda plane: measure(plane, options.rows, options.asks)))
     if options.json:
         print(json.dumps(report))
     else:
@@ -92,88 +71,26 @@ def main() -> int:
     return 0 if report["met"] else 1
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="./lava bench usage", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object as the last line instead of the table")
-    parser.add_argument("--rows", type=int, default=10_000_000, help="how many requests (default 10 million)")
-    parser.add_argument("--asks", type=int, default=100, help="how often each question is asked (default 100)")
-    return parser.parse_args()
-
-
-async def measure(rows: int, asks: int) -> dict[str, Any]:
+async def measure(plane: ControlPlane, rows: int, asks: int) -> dict[str, Any]:
     """Seed a tenth, ask, seed the rest, ask again. Raises SystemExit when an answer is not what was seeded."""
-    folder = Path(tempfile.mkdtemp(prefix="lava-bench-usage-"))
-    owner = EmbeddedEngines()
-    try:
-        engines = owner.start(folder, engine_options())
-        await postgres.migrate(engines.database_url)
-        return await over(engines.redis_url, engines.database_url, rows, asks)
-    finally:
-        owner.stop()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def engine_options() -> EngineOptions:
-    """The variables that the product reads too."""
-    return EngineOptions(
-        redis_bin=os.environ.get("LAVA_REDIS_BIN"),
-        pg_bindir=os.environ.get("LAVA_PG_BINDIR"),
-        user=os.environ.get("LAVA_EMBED_USER"),
-        root_mode="setuid" if os.environ.get("LAVA_EMBED_ROOT_MODE") == "setuid" else "auto",
-        search_path=os.environ.get("PATH", os.defpath),
-    )
-
-
-async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[str, Any]:
-    redis, pool = outbox_module.connect(redis_url), await postgres.connect(database_url)
-    vault = Vault(new_master_key())
-    catalog = CatalogStore(pool, vault)
-    merchant = await catalog.create_merchant("bench")
-    key = await catalog.create_secret_key(merchant.merchant_id, "bench")
-
-    def clock() -> datetime:
-        return datetime.now(UTC)
-
-    funding, charge_store, accounts = Funding(catalog, BalanceStore(HotRedis(redis_url))), ChargeStore(pool), AccountStore(pool)
-    charges = Charges(charge_store, None, funding, clock)
+    pool, accounts = plane.pool, AccountStore(plane.pool)
     payments = PaymentServices(
-        charges=charges,
-        charge_store=charge_store,
-        cards=Cards(charge_store, None, charges, clock),
-        accounts=Accounts(accounts, funding, charges, clock),
+        charges=plane.charges,
+        charge_store=plane.charge_store,
+        cards=Cards(plane.charge_store, None, plane.charges, clock),
+        accounts=Accounts(accounts, plane.funding, plane.charges, clock),
         account_store=accounts,
     )
-    until = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    until = clock().replace(hour=0, minute=0, second=0, microsecond=0)
     application = build_application(
-        ApiDependencies(
-            catalog=catalog,
-            ledger=LedgerStore(pool),
-            outbox=Outbox(redis),
-            merchant_stores=open_merchant_stores(pool, redis, catalog, vault, clock),
-            funding=funding,
-            payments=payments,
-            webhooks=WebhookStore(pool, vault),
-            webhook_client=WebhookClient(timeout_s=1, connections_max=1, allow_private=False, clock=clock),
-            usage=UsageStore(pool),
-            request_export=RequestExport(pool),
-            price_version="bench",
-            metrics=bytes,
-            started_at=until,
-        )
+        ApiDependencies(**plane.stores(), payments=payments, price_version="bench", metrics=bytes, started_at=until)
     )
-    runner = web.AppRunner(application, access_log=None)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    port = runner.addresses[0][1]
-    try:
+    async with served(application) as base:
         phases = {}
         seeded, seed_s = 0, 0.0
         for name, target in (("tenth", max(1, rows // 10)), ("all", rows)):
             began = time.perf_counter()
-            await seed(pool, merchant.merchant_id, seeded + 1, target, until)
+            await seed(pool, plane.merchant.merchant_id, seeded + 1, target, until)
             seed_s += time.perf_counter() - began
             seeded = target
             began = time.perf_counter()
@@ -182,7 +99,7 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
             if counted != seeded:
                 raise SystemExit(f"the rollups count {counted} of {seeded} requests")
             await analyse(pool)
-            phases[name] = await ask_all(f"http://127.0.0.1:{port}", key, until, seeded, asks)
+            phases[name] = await ask_all(base, plane.key, until, seeded, asks)
         sizes = {
             row["name"]: row["rows"]
             for row in await pool.fetch(
@@ -190,10 +107,6 @@ async def over(redis_url: str, database_url: str, rows: int, asks: int) -> dict[
                 " WHERE relname LIKE 'usage\\_by\\_%' AND relkind = 'r'"
             )
         }
-    finally:
-        await runner.cleanup()
-        await redis.aclose()
-        await postgres.close(pool)
     return summarise(rows, asks, phases, {"seed_s": round(seed_s, 1), "rebuild_s": round(rebuild_s, 1), "rollup_rows": sizes})
 
 
@@ -247,12 +160,7 @@ async def ask_all(base: str, key: str, until: datetime, rows: int, asks: int) ->
                     times[name].append(elapsed_ms)
                 elif name != "customer" and (found := json.loads(body)["totals"]["total_requests"]) != rows:
                     raise SystemExit(f"{name}: {found} of {rows} requests")
-    return {name: {"p50_ms": quantile(taken, 50), "p95_ms": quantile(taken, 95)} for name, taken in times.items()}
-
-
-def quantile(values: list[float], percent: int) -> float:
-    ordered = sorted(values)
-    return round(ordered[min(len(ordered) - 1, len(ordered) * percent // 100)], 2)
+    return quantiles(times)
 
 
 def summarise(rows: int, asks: int, phases: dict[str, dict[str, dict[str, float]]], facts: dict[str, Any]) -> dict[str, Any]:
@@ -269,7 +177,7 @@ def summarise(rows: int, asks: int, phases: dict[str, dict[str, dict[str, float]
         "rows": rows,
         "asks": asks,
         **facts,
-        "machine": {"cores": os.cpu_count(), "python": platform.python_version(), "kernel": platform.release()},
+        "machine": machine(),
         "usage": usage,
         "tenth": tenth,
         "targets": targets,

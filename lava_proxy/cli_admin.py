@@ -14,6 +14,7 @@ from lava_proxy import settings as settings_module
 from lava_proxy.cli_installation import DATA_DIR, MERCHANT, check_name, installation, is_line, merchant_of, show, usd, with_stores
 from lava_proxy.cli_limits import limit_options, limits_of
 from lava_proxy.cli_plans import OVERAGE_HELP, overage_of
+from lava_proxy.domain.catalog import RateType, TierType
 from lava_proxy.domain.errors import CallerError, NotFound
 from lava_proxy.settings import Settings
 
@@ -296,7 +297,8 @@ def meter_create(
     if not tiers:
         raise CallerError("A meter needs at least one --tier, such as --tier 20.")
     pairs = [tier.rpartition(":") for tier in tiers]
-    parsed = parse_tiers(rate_type, tier_type, [{"start": start or "0", "rate": rate} for start, _, rate in pairs])  # type: ignore[arg-type]
+    by, per = cast(RateType, rate_type), cast(TierType, tier_type)  # of those that the options let through
+    parsed = parse_tiers(by, per, [{"start": start or "0", "rate": rate} for start, _, rate in pairs])
     chosen = slug or re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "meter"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}", chosen):
         raise CallerError("--slug takes 1 to 100 letters, digits, - and _.")
@@ -315,7 +317,7 @@ def meter_create(
         return {
             "meter_id": made.meter_id, "meter_slug": chosen, "product_secret": made.secret, "merchant_id": owner.merchant_id,
             "rate_type": rate_type, "token_basis": token_basis,
-            "tiers": [format_tier(cast(Any, rate_type), cast(Any, tier_type), tier) for tier in parsed],
+            "tiers": [format_tier(by, per, tier) for tier in parsed],
         }  # fmt: skip
 
     show(with_stores(data_dir, work))

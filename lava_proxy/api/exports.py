@@ -10,32 +10,22 @@ from aiohttp import web
 from pydantic import Field
 
 from lava_proxy.api.authentication import merchant_of
-from lava_proxy.api.operations import Operation, QueryString
-from lava_proxy.api.queries import Query
-from lava_proxy.api.usage import read_choice, read_moment, shown
+from lava_proxy.api.operations import Operation
+from lava_proxy.api.queries import Query, read_choice, read_moment, shown
+from lava_proxy.api.request_scope import RequestScope, ScopeQuery
 from lava_proxy.billing.request_file import MEDIA_TYPES, RequestFile
 from lava_proxy.domain.errors import LavaError
 from lava_proxy.stores.catalog_store import CatalogStore
-from lava_proxy.stores.references import connection_id_of, meter_id_of
 from lava_proxy.stores.request_export import RequestExport, RequestFilter
 
 _STATUSES = ("completed", "error")
 _log = structlog.get_logger("api")
 
 
-class ExportQuery(QueryString):
-    """The parameters of GET /v1/requests/export. All values are text; what is wrong with them is told together."""
+class ExportQuery(ScopeQuery):
+    """The parameters of GET /v1/requests/export."""
 
     format: str | None = Field(None, description="csv (default) or ndjson: the Request objects, one a line.")
-    start: str | None = Field(None, description="ISO 8601, inclusive, of the requests' creation.")
-    end: str | None = Field(None, description="ISO 8601, inclusive; now when absent. A date stands for all of its day.")
-    customer_id: str | None = Field(None, description="Only this customer: its id or reference_id.")
-    connection_id: str | None = Field(None, description="An older name of customer_id.")
-    meter_id: str | None = Field(None, description="Only this meter: its id or slug.")
-    product_id: str | None = Field(None, description="An older name of meter_id.")
-    metadata_filters: str | None = Field(
-        None, description='A JSON array of ["key", "value"] pairs, all of which a request must have.'
-    )
     status: str | None = Field(None, description="completed or error.")
     provider: str | None = Field(None, description="A provider's name, such as openai.")
     model: str | None = Field(None, description="A model's name, as the requests have it.")
@@ -96,19 +86,17 @@ class Exports:
         start, end = read_moment(query, "start"), read_moment(query, "end")
         if start is not None and end is not None and end.after <= start.at:
             query.problems.append("End is before start.")
-        customer, meter = query.text("customer_id", "connection_id"), query.text("meter_id", "product_id")
-        metadata = query.metadata_filters()
+        scope = RequestScope.read(query)
         provider, model, status = query.text("provider"), query.text("model"), query.values.get("status")
         if status is not None and status not in _STATUSES:
             query.problems.append(f"status is {shown(status)}; accepted: {', '.join(_STATUSES)}.")
         query.check()
-        connection_id = await connection_id_of(self._catalog, merchant_id, customer) if customer else None
-        meter_id = await meter_id_of(self._catalog, merchant_id, meter) if meter else None
+        connection_id, meter_id, is_nobody = await scope.ids(self._catalog, merchant_id)
         filters = RequestFilter(
-            connection_id=connection_id, meter_id=meter_id, metadata=metadata, status=status, provider=provider, model=model,
+            connection_id=connection_id, meter_id=meter_id, metadata=scope.metadata, status=status, provider=provider, model=model,
             start=start.at if start else None, end=end.after if end else None,
         )  # fmt: skip
-        return filters, (customer is not None and connection_id is None) or (meter is not None and meter_id is None)
+        return filters, is_nobody
 
 
 async def _none() -> AsyncIterator[list[dict[str, Any]]]:

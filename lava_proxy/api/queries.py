@@ -14,6 +14,7 @@ import orjson
 from aiohttp import web
 
 from lava_proxy.domain.errors import CallerError, NotFound
+from lava_proxy.domain.usage_window import Moment, parse_moment
 from lava_proxy.stores.ids import created_ms
 
 LIMIT_DEFAULT = 10
@@ -51,11 +52,11 @@ class Query:
         limit_text = self.values.get("limit", str(LIMIT_DEFAULT))
         limit = int(limit_text) if _LIMIT.fullmatch(limit_text) else 0
         if not 1 <= limit <= LIMIT_MAX:
-            self.problems.append(f"limit is {_shown(limit_text)}; accepted is a whole number from 1 to {LIMIT_MAX}.")
+            self.problems.append(f"limit is {shown(limit_text)}; accepted is a whole number from 1 to {LIMIT_MAX}.")
             limit = LIMIT_DEFAULT
         cursor = self.values.get("cursor") or None
         if cursor is not None and not _is_id(cursor, prefix):
-            self.problems.append(f"cursor is {_shown(cursor)}; accepted is the next_cursor of the page before ({prefix}_...).")
+            self.problems.append(f"cursor is {shown(cursor)}; accepted is the next_cursor of the page before ({prefix}_...).")
             cursor = None
         return Page(cursor, limit)
 
@@ -67,7 +68,7 @@ class Query:
             return None
         for value, name in found.items():
             if not is_reference(value):
-                self.problems.append(f"{name} is {_shown(value)}; accepted are 1 to {TEXT_CHARS_MAX} printable characters.")
+                self.problems.append(f"{name} is {shown(value)}; accepted are 1 to {TEXT_CHARS_MAX} printable characters.")
                 return None
             return str(value)
         return None
@@ -79,13 +80,39 @@ class Query:
             return {}
         pairs = _pairs(text)
         if pairs is None:
-            self.problems.append(f"metadata_filters is {_shown(text)}; accepted is {_METADATA_ACCEPTED}.")
+            self.problems.append(f"metadata_filters is {shown(text)}; accepted is {_METADATA_ACCEPTED}.")
             return {}
         filters: dict[str, str] = {}
         for key, value in pairs:
             if filters.setdefault(key, value) != value:
-                self.problems.append(f"metadata_filters has {_shown(key)} twice with different values; no request can match both.")
+                self.problems.append(f"metadata_filters has {shown(key)} twice with different values; no request can match both.")
         return filters
+
+
+def read_moment(query: Query, name: str) -> Moment | None:
+    """A time; None when it is absent, or wrong, which is noted."""
+    text = query.values.get(name)
+    if not text:
+        return None
+    try:
+        return parse_moment(text)
+    except ValueError as error:
+        query.problems.append(f"{name} is {shown(text)}: {error}.")
+        return None
+
+
+def read_choice(query: Query, name: str, accepted: Sequence[str]) -> str:
+    """One of the words, the first when absent or wrong; what is wrong is noted."""
+    text = query.values.get(name, accepted[0])
+    if text in accepted:
+        return str(text)
+    query.problems.append(f"{name} is {shown(text)}; accepted: {', '.join(accepted)}.")
+    return accepted[0]
+
+
+def shown(text: str) -> str:
+    """A caller's value for an error sentence: quoted and short."""
+    return repr(text if len(text) <= 60 else text[:57] + "...")
 
 
 def path_reference(request: web.Request, name: str) -> str:
@@ -125,8 +152,3 @@ def _is_pair(pair: object) -> bool:
         return False
     key, value = pair
     return bool(_METADATA_KEY.fullmatch(key)) and 0 < len(value) <= TEXT_CHARS_MAX and "\0" not in value
-
-
-def _shown(text: str) -> str:
-    """A caller's value for an error sentence: quoted and short."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")

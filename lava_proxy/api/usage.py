@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 from aiohttp import web
 from pydantic import Field
@@ -13,12 +13,12 @@ from pydantic import Field
 from lava_proxy.api.authentication import merchant_of
 from lava_proxy.api.envelope import json_response
 from lava_proxy.api.formats import seconds
-from lava_proxy.api.operations import Answer, Operation, QueryString
-from lava_proxy.api.queries import Query
+from lava_proxy.api.operations import Answer, Operation
+from lava_proxy.api.queries import Query, read_choice, read_moment, shown
+from lava_proxy.api.request_scope import RequestScope, ScopeQuery
 from lava_proxy.domain.money import format_usd
-from lava_proxy.domain.usage_window import BUCKET_LENGTHS, BucketName, Moment, UsageWindow, iso, parse_moment, window_of
+from lava_proxy.domain.usage_window import BUCKET_LENGTHS, BucketName, UsageWindow, iso, window_of
 from lava_proxy.stores.catalog_store import CatalogStore
-from lava_proxy.stores.references import connection_id_of, meter_id_of
 from lava_proxy.stores.usage_store import Dimension, UsageFilter, UsageStore, UsageSums
 from lava_proxy.wire.csv_lines import csv_line
 
@@ -29,15 +29,10 @@ _METADATA_GROUP = re.compile(r"metadata:([A-Za-z0-9_]{1,255})")
 _NOTHING = format_usd(0)
 
 
-class UsageQuery(QueryString):
-    """The parameters of GET /v1/usage. All values are text; what is wrong with them is told together."""
+class UsageQuery(ScopeQuery):
+    """The parameters of GET /v1/usage."""
 
     start: str | None = Field(None, description="Required. ISO 8601; its UTC offset is the time zone of the buckets (UTC if none).")
-    end: str | None = Field(None, description="ISO 8601, inclusive; now when absent. A date stands for all of its day.")
-    customer_id: str | None = Field(None, description="Only this customer: its id or reference_id.")
-    connection_id: str | None = Field(None, description="An older name of customer_id.")
-    meter_id: str | None = Field(None, description="Only this meter: its id or slug.")
-    product_id: str | None = Field(None, description="An older name of meter_id.")
     metadata_filters: str | None = Field(
         None, description='A JSON array of ["key", "value"] pairs; reads rows, so it takes longer.'
     )
@@ -79,17 +74,14 @@ class Usage:
         """Buckets, totals and, where asked for, groups."""
         query = Query(request.query)
         window = read_window(query, self._clock())
-        customer, meter = query.text("customer_id", "connection_id"), query.text("meter_id", "product_id")
-        metadata = query.metadata_filters()
+        scope = RequestScope.read(query)
         group_by, group_limit = _read_group(query), _read_group_limit(query)
         as_csv = read_choice(query, "format", ("json", "csv")) == "csv"
         query.check()
         assert window is not None
         merchant_id = merchant_of(request).merchant_id
-        connection_id = await connection_id_of(self._catalog, merchant_id, customer) if customer else None
-        meter_id = await meter_id_of(self._catalog, merchant_id, meter) if meter else None
-        filters = UsageFilter(connection_id=connection_id, meter_id=meter_id, metadata=metadata)
-        is_nobody = (customer is not None and connection_id is None) or (meter is not None and meter_id is None)
+        connection_id, meter_id, is_nobody = await scope.ids(self._catalog, merchant_id)
+        filters = UsageFilter(connection_id=connection_id, meter_id=meter_id, metadata=scope.metadata)
         groups: list[tuple[str, UsageSums]] | None = None
         if is_nobody:
             series = [(first, UsageSums()) for first in window.first_instants()]
@@ -127,32 +119,6 @@ def read_window(query: Query, now: datetime) -> UsageWindow | None:
         return None
 
 
-def read_moment(query: Query, name: str) -> Moment | None:
-    """A time; None when it is absent, or wrong, which is noted."""
-    text = query.values.get(name)
-    if not text:
-        return None
-    try:
-        return parse_moment(text)
-    except ValueError as error:
-        query.problems.append(f"{name} is {shown(text)}: {error}.")
-        return None
-
-
-def read_choice(query: Query, name: str, accepted: Sequence[str]) -> str:
-    """One of the words, the first when absent or wrong; what is wrong is noted."""
-    text = query.values.get(name, accepted[0])
-    if text in accepted:
-        return str(text)
-    query.problems.append(f"{name} is {shown(text)}; accepted: {', '.join(accepted)}.")
-    return accepted[0]
-
-
-def shown(text: str) -> str:
-    """A caller's value for an error sentence: quoted and short."""
-    return repr(text if len(text) <= 60 else text[:57] + "...")
-
-
 def _read_group(query: Query) -> str | None:
     text: str | None = query.values.get("group_by")
     if text is None or text in _GROUPS or _METADATA_GROUP.fullmatch(text):
@@ -172,12 +138,12 @@ def _read_group_limit(query: Query) -> int:
 
 def _dimension(text: str) -> Dimension:
     assert text in _GROUPS
-    return text  # type: ignore[return-value]
+    return cast(Dimension, text)
 
 
 def _bucket(text: str) -> BucketName:
     assert text in BUCKET_LENGTHS
-    return text  # type: ignore[return-value]
+    return cast(BucketName, text)
 
 
 def _document(

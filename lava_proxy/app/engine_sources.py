@@ -23,6 +23,7 @@ from typing import Literal
 from lava_proxy.domain.errors import LavaError
 
 RootMode = Literal["auto", "userns", "setuid"]
+ROOT_MODES: tuple[RootMode, ...] = ("auto", "userns", "setuid")
 
 PG_MAJOR_MIN = 15
 REDIS_VERSION_MIN = (7, 0)

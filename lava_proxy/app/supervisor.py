@@ -27,7 +27,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from lava_proxy.app import sandbox
 from lava_proxy.app.card_payments import open_card_payments
 from lava_proxy.app.embedded import EmbeddedEngines
-from lava_proxy.app.engine_sources import EngineError, EngineOptions
+from lava_proxy.app.engine_sources import ROOT_MODES, EngineError, EngineOptions
 from lava_proxy.app.open_stores import open_stores, registry_of
 from lava_proxy.app.run_config import RunConfig, parse_overrides
 from lava_proxy.app.run_folder import RunFolder
@@ -119,9 +119,10 @@ class Supervisor:
         options = self._options
         data_dir = options.data_dir
         environment = self._settings.environment
-        root_mode = environment.get("LAVA_EMBED_ROOT_MODE", "auto")
-        if root_mode not in ("auto", "userns", "setuid"):
-            raise CallerError(f"LAVA_EMBED_ROOT_MODE must be auto, userns or setuid, not {root_mode!r}.")
+        asked = environment.get("LAVA_EMBED_ROOT_MODE", "auto")
+        root_mode = next((mode for mode in ROOT_MODES if mode == asked), None)
+        if root_mode is None:
+            raise CallerError(f"LAVA_EMBED_ROOT_MODE must be auto, userns or setuid, not {asked!r}.")
         engines = self._engines.start(
             data_dir,
             EngineOptions(
@@ -130,7 +131,7 @@ class Supervisor:
                 redis_bin=environment.get("LAVA_REDIS_BIN"),
                 pg_bindir=environment.get("LAVA_PG_BINDIR"),
                 user=environment.get("LAVA_EMBED_USER"),
-                root_mode=root_mode,  # type: ignore[arg-type]
+                root_mode=root_mode,
                 search_path=environment.get("PATH", os.defpath),
             ),
         )

@@ -11,7 +11,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 
 import httptools
 
@@ -145,9 +145,9 @@ class Downstream(asyncio.Protocol):
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport  # type: ignore[assignment]
+        self.transport = cast(asyncio.Transport, transport)
         if self._shared.stopping or len(self._shared.open) >= self._limits.connections_max:
-            self.transport.abort()  # type: ignore[union-attr]
+            self.transport.abort()
             return
         self._shared.open.add(self)
 

@@ -76,9 +76,9 @@ def _check(form: Form, name: str, value: str | None) -> None:
     if name == "name" and value is None:
         form.fail("name", "This is needed.")
         return
-    others: dict[str, str | None] = {"name": "x"}
+    fields: dict[str, Any] = {"name": "x", name: value}
     try:
-        Branding(**(others | {name: value}))  # type: ignore[arg-type]
+        Branding(**fields)
     except CallerError as error:
         form.fail(name, sentence(ValueError(error.message.partition(": ")[2])))
 
