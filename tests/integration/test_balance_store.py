@@ -145,6 +145,24 @@ async def test_a_report_that_is_refused_does_not_hurt_those_of_its_wallet_beside
     ]  # fmt: skip
 
 
+async def test_a_wallet_that_cannot_be_read_does_not_hurt_the_reports_of_others_sent_with_its_own(world: World) -> None:
+    """I12: each wallet's reports fail for themselves, wherever in the script call they stand."""
+    broken, whole = await world.wallet(100), await world.wallet(100)
+    key = f"{tag(partition_of(broken))}:w:{broken}"
+    kept = await world.redis.hgetall(key)
+    await world.redis.delete(key)
+    await world.redis.set(key, "no hash")
+    said = [report(wallet, "mer_1", f"{n}-{wallet}", 5) for n in range(3) for wallet in (broken, whole)]
+    found = await asyncio.gather(world.balances.report(said, KEEP_MS), world.balances.report(said[:2], KEEP_MS))
+    assert [type(answer).__name__ for answers in found for answer in answers] == ["Ambiguous", "Reported"] * 4
+    assert (await world.state(whole)).balance_nanos == 85
+    await world.redis.delete(key)
+    await world.redis.hset(key, mapping=kept)
+    again = await world.balances.report(said, KEEP_MS)
+    assert [answer.fresh for answer in again if isinstance(answer, Reported)] == [True] * 6
+    assert (await world.state(broken)).balance_nanos == 85
+
+
 async def test_the_same_key_of_two_merchants_is_two_reports(world: World) -> None:
     """45, 51: scoped by merchant; any string; bounded in size."""
     keys = {report_record(merchant, key) for merchant, key in itertools.product(("mer_1", "mer_2"), ("a", "a\0b", "x" * 255, "é"))}
