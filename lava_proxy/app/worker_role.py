@@ -33,8 +33,8 @@ from lava_proxy.workers.recovery import Recovery
 from lava_proxy.workers.renewals import Renewals
 from lava_proxy.workers.webhook_sender import WebhookSender
 
-_SMALL_BATCH_ROWS = 500
-_GATHER_S = 0.03
+_FEW_ROWS = 25  # of a flush: above, more come at once
+_GATHER_S, _GATHER_BUSY_S = 0.03, 0.2
 _WEBHOOK_PAUSE_S = 0.2  # how late an event may start when the queue was empty
 _DRIFT_ROUND_S = 5.0  # a partition; all of them in about five minutes
 _OUTAGES: tuple[type[Exception], ...] = (LavaError, RedisError, OSError, *postgres.Failures)
@@ -68,8 +68,9 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
 
     async def flush() -> int:
         rows = await flusher.run_once() if await leader.is_leader() else 0
-        if 0 < rows < _SMALL_BATCH_ROWS:
-            await asyncio.sleep(_GATHER_S)  # a transaction costs as much as some hundred rows
+        if 0 < rows < settings.flusher.batch_rows_max // 2:
+            # A transaction costs as much as some hundred rows, and each row costs less the more go together.
+            await asyncio.sleep(_GATHER_S if rows <= _FEW_ROWS else _GATHER_BUSY_S)
         return rows
 
     async def send() -> int:

@@ -13,16 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, NamedTuple
 
-import orjson
 import structlog
 
 from lava_proxy import tasks, telemetry
 from lava_proxy.billing.report_answers import Changing, ReportAnswers, reported_row
 from lava_proxy.billing.report_body import ReportBody, read_report
 from lava_proxy.billing.request_object import request_object
-from lava_proxy.billing.rows import RowStarts, breakdown_text, closing_row, json_text, packed
+from lava_proxy.billing.rows import breakdown_text, packed
 from lava_proxy.domain import fees
 from lava_proxy.domain.calendar import month_cycle_id
 from lava_proxy.domain.catalog import Grant, MeterVersion
@@ -38,18 +37,19 @@ from lava_proxy.stores.hot_redis import Ambiguous
 from lava_proxy.stores.ids import at_ms, created_at, created_ms, new_id
 from lava_proxy.stores.ledger_store import LedgerStore, as_stored
 from lava_proxy.stores.outbox import OutboxEntry
+from lava_proxy.stores.report_rows import report_row, report_start
 
-ENDPOINT = "POST /v1/requests"
-API = "report"
 NO_PROVIDER = "reported"  # where a report names none
 
 _SLICE = 100  # reports priced before other work of this process has its turn
 _ROUNDS_MAX = 1000  # prices of one report: again whenever others of its wallet have moved the tier counter meanwhile
 _AMBIGUOUS_ROUNDS_MAX = 3
 _CACHE_MAX = 50_000
+_PLACES_MAX = 4096
 _LOOK_UP_S = 3.0
 _AWAY_S = 1.0  # Postgres did not answer: not asked again for so long
 _COMPLETED, _REPORTED = Outcome.COMPLETED.value, Provenance.REPORTED.value
+_NULL = b"null"
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _log = structlog.get_logger("reporting")
 
@@ -72,21 +72,35 @@ class ProviderName:
     label: str
 
 
-@dataclass(slots=True, kw_only=True)
+_UNNAMED = ProviderName(NO_PROVIDER, "", NO_PROVIDER)
+
+
+class _Place(NamedTuple):
+    """What all reports of a grant's customer by its meter, of one provider and cycle, have in common."""
+
+    grant: Grant
+    tier_field: str
+    row_start: bytes
+    named: tuple[bytes, bytes]  # the beginning and the end of what fingerprints are made of
+
+
+@dataclass(slots=True)
 class _Item:
-    """One report on its way."""
+    """One report on its way. Bytes are JSON; empty where the report says nothing."""
 
     said: ReportBody
     grant: Grant
     meter: MeterVersion
     provider: ProviderName
-    record: str
+    place: _Place
+    request_key: bytes
+    usage_json: bytes
+    metadata: bytes
+    model: bytes
     fingerprint: str
     request_id: str
-    tier_field: str
     usage: Usage
     cost: Cost | None
-    row_start: bytes
     now: datetime
     charge: fees.Charge = fees.NOTHING
     rounds: int = 0
@@ -116,7 +130,7 @@ class Reporting:
         self._clock = clock
         self._keep_ms = settings.keep_s * 1000
         self._check = _LedgerCheck(ledger, settings.ledger_check_ms / 1000) if settings.ledger_check_ms else None
-        self._starts = RowStarts()
+        self._places: dict[tuple[int, str, str], _Place] = {}
         self._answers = ReportAnswers()
         self._grants: dict[tuple[str, str, str], Grant] = {}
         self._of_connection: dict[str, set[tuple[str, str, str]]] = {}  # which of them are a connection's
@@ -156,12 +170,14 @@ class Reporting:
         grants = await self._grants_of(merchant_id, said.values())
         stored = await self._check.find(merchant_id, [body.request_key for body in said.values()]) if self._check else {}
         waiting: dict[int, _Item] = {}
+        now = self._clock()
+        month = month_cycle_id(now)
         for index, body in said.items():
             grant = grants[body.customer_ref, body.meter_ref]
             try:
                 if isinstance(grant, LavaError):
                     raise grant
-                item = self._item(merchant_id, body, grant)
+                item = self._item(body, grant, now, month)
                 row = stored.get(body.request_key)
                 if row is not None:
                     answers[index] = await self._stored_answer(item, row)
@@ -252,12 +268,11 @@ class Reporting:
         )
         return terms.on(grant)
 
-    def _item(self, merchant_id: str, said: ReportBody, grant: Grant) -> _Item:
+    def _item(self, said: ReportBody, grant: Grant, now: datetime, month: str) -> _Item:
         """The report with what it costs; raises CallerError where its meter needs a cost that is not known."""
         meter = grant.meter
         assert meter is not None
-        now = self._clock()
-        provider = self._provider_name(said.provider) if said.provider else ProviderName(NO_PROVIDER, "", NO_PROVIDER)
+        provider = self._provider_name(said.provider) if said.provider else _UNNAMED
         usage = Usage(said.usage)
         cost = None
         if "provider_cost_usd" in said.usage or (said.provider and said.model):
@@ -266,30 +281,41 @@ class Reporting:
             raise _no_cost(said, meter)
         if cost is not None and cost.nanos > AMOUNT_NANOS_MAX:
             raise _too_much("The provider's cost")
-        tier_field = f"t:{meter.meter_id}:{grant.cycle_id or month_cycle_id(now)}"
+        place = self._places.get((id(grant), provider.name, month)) or self._place(grant, meter, provider.name, month)
+        usage_json = packed(said.usage)
+        metadata = packed(said.metadata) if said.metadata else b""
+        model = packed(said.model) if said.model else b""
+        begin, end = place.named
         return _Item(
-            said=said,
-            grant=grant,
-            meter=meter,
-            provider=provider,
-            record=report_record(merchant_id, said.request_key),
-            fingerprint=_fingerprint(said, grant, provider.name),
-            request_id=new_id("req"),
-            tier_field=tier_field,
-            usage=usage,
-            cost=cost,
-            row_start=self._starts.start(
-                grant=grant,
-                provider=provider.name,
-                key_type="stored",  # the merchant's own key: it has paid its provider
-                endpoint=ENDPOINT,
-                api=API,
-                streamed=False,
-                metadata=said.metadata,
-                tier_field=tier_field,
-            ),
-            now=now,
+            said,
+            grant,
+            meter,
+            provider,
+            place,
+            packed(said.request_key),
+            usage_json,
+            metadata,
+            model,
+            _digest(b"%b%b,%b,%b%b" % (begin, usage_json, metadata or _NULL, model or _NULL, end)),
+            new_id("req"),
+            usage,
+            cost,
+            now,
         )
+
+    def _place(self, grant: Grant, meter: MeterVersion, provider: str, month: str) -> _Place:
+        tier_field = f"t:{meter.meter_id}:{grant.cycle_id or month}"
+        start = report_start(
+            merchant_id=grant.merchant_id, connection_id=grant.connection_id or "", meter_id=meter.meter_id,
+            meter_version=meter.version_id, provider=packed(provider), tier_field=tier_field,
+        )  # fmt: skip
+        # A fingerprint is of the list [connection id, meter id, usage, metadata, model, provider].
+        named = (packed([grant.connection_id, meter.meter_id])[:-1] + b",", b",%b]" % packed(provider))
+        if len(self._places) >= _PLACES_MAX:
+            self._places.clear()
+        # The grant is kept in its place, so that its address cannot come to mean another one.
+        made = self._places[id(grant), provider, month] = _Place(grant, tier_field, start, named)
+        return made
 
     # -- the debit
 
@@ -323,9 +349,14 @@ class Reporting:
                 continue
             elif isinstance(reply, LavaError):
                 answers[index] = reply
+            elif reply.fresh:
+                if len(item.meter.tiers) > 1:
+                    self._at(item, reply.position + item.charge.units)
+                self._count(item)
+                answers[index] = self._fresh_answer(item, reply)
             else:
                 try:
-                    answers[index] = await self._answer(item, reply)
+                    answers[index] = await self._first_answer(item, reply)
                 except LavaError as error:
                     answers[index] = error
             del waiting[index]
@@ -334,53 +365,41 @@ class Reporting:
 
     def _priced(self, item: _Item, ahead: dict[tuple[str, str], int]) -> Report:
         """The report's debit for where its tier counter is thought to stand; `ahead` counts those sent before it in the round."""
-        grant, meter, said = item.grant, item.meter, item.said
-        place = (grant.wallet_id, item.tier_field)
+        grant, meter, said, tier_field = item.grant, item.meter, item.said, item.place.tier_field
         position = 0
-        if len(meter.tiers) > 1:
+        is_tiered = len(meter.tiers) > 1
+        if is_tiered:
+            place = (grant.wallet_id, tier_field)
             position = ahead.get(place, -1)
             if position < 0:
                 position = self._positions.get(place, 0)
         charge = item.charge = fees.charge(meter, item.usage, item.cost, position)
         if charge.amount_nanos > AMOUNT_NANOS_MAX:
             raise _too_much("The charge")
-        if len(meter.tiers) > 1:
+        if is_tiered:
             ahead[place] = min(position + charge.units, fees.POSITION_MAX)
         cost = item.cost
-        row = closing_row(
-            item.row_start,
-            {
-                "model": said.model,
-                "status": "completed",
-                "outcome": _COMPLETED,
-                "provenance": _REPORTED,
-                "response_id": None,
-                "http_status": None,
-                "billed": True,
-                "usage": json_text(said.usage),
-                "cost_nanos": cost.nanos if cost is not None else 0,
-                "charge_nanos": charge.amount_nanos,
-                "breakdown": breakdown_text(charge, cost),
-                "price_model": None,
-                "price_version": self._prices.version if cost is not None else None,
-                "priced_at_ms": _milliseconds(item.now),
-                "service_tier": None,
-                "tier_units": charge.units,
-                "position_lo": charge.position_lo,
-                "position_hi": charge.position_hi,
-                "timings": None,
-                "request_key": said.request_key,
-                "fingerprint": item.fingerprint,
-            },
+        row = report_row(
+            item.place.row_start,
+            request_key=item.request_key,
+            fingerprint=item.fingerprint,
+            model=item.model,
+            usage=item.usage_json,
+            metadata=item.metadata,
+            cost_nanos=cost.nanos if cost is not None else 0,
+            breakdown=_breakdown(charge, cost),
+            price_version=packed(self._prices.version) if cost is not None else b"",
+            priced_at_ms=_milliseconds(item.now),
+            units=charge.units,
         )
         return Report(
             wallet_id=grant.wallet_id,
             request_id=item.request_id,
-            record=item.record,
+            record=report_record(grant.merchant_id, said.request_key),
             fingerprint=item.fingerprint,
             charge_nanos=charge.amount_nanos,
             units=charge.units,
-            tier_field=item.tier_field,
+            tier_field=tier_field,
             position_lo=charge.position_lo,
             position_hi=charge.position_hi,
             row=row,
@@ -393,15 +412,12 @@ class Reporting:
         if len(item.meter.tiers) > 1:
             if len(self._positions) >= _CACHE_MAX:
                 self._positions.clear()
-            self._positions[item.grant.wallet_id, item.tier_field] = position
+            self._positions[item.grant.wallet_id, item.place.tier_field] = position
 
     # -- the answer
 
-    async def _answer(self, item: _Item, reply: Reported) -> Answer:
-        if reply.fresh:
-            self._at(item, reply.position + item.charge.units)
-            self._count(item)
-            return self._fresh_answer(item, reply)
+    async def _first_answer(self, item: _Item, reply: Reported) -> Answer:
+        """The answer of a debit that was made before. Raises ReportConflict."""
         if reply.row:
             return await self._stored_answer(item, as_stored(_entry(item, reply)))
         try:
@@ -439,13 +455,13 @@ class Reporting:
             template = self._answers.template(item.grant, item.meter, item.provider.name, said.model, said.usage, charge)
         if template is None:
             return self._shown(item, self._row_of(item, reply))
-        usage = item.usage
+        tokens = said.usage  # of a template they are whole numbers
         values = Changing(
-            packed(said.request_key),
-            packed(said.metadata or {}),
+            item.request_key,
+            item.metadata or b"{}",
             reply.flags,
-            usage.input_tokens,
-            usage.output_tokens,
+            tokens.get("input_tokens", 0),  # type: ignore[arg-type]
+            tokens.get("output_tokens", 0),  # type: ignore[arg-type]
             charge.units,
             reply.charge_nanos,
             created_ms(reply.request_id) // 1000,
@@ -491,6 +507,9 @@ class Reporting:
         )
 
 
+_Found = dict[tuple[str, str], dict[str, Any]]
+
+
 class _LedgerCheck:
     """Asks Postgres for ids that were charged before; what arrives while a question is open goes into the next one."""
 
@@ -499,7 +518,7 @@ class _LedgerCheck:
         self._wait_s = wait_s
         self._loop = asyncio.get_running_loop()
         self._next: dict[tuple[str, str], None] = {}
-        self._answer: asyncio.Future[dict[tuple[str, str], dict[str, Any]]] | None = None
+        self._waiting: list[asyncio.Future[_Found]] = []
         self._asking = False
         self._away_until = 0.0
 
@@ -507,30 +526,29 @@ class _LedgerCheck:
         """Request key -> its stored request, of those that Postgres has; {} while it does not answer in time."""
         if self._loop.time() < self._away_until or not request_keys:
             return {}
-        if self._answer is None:
-            self._answer = self._loop.create_future()
-        answer = self._answer
         for request_key in request_keys:
             self._next[merchant_id, request_key] = None
+        answer: asyncio.Future[_Found] = self._loop.create_future()
+        self._waiting.append(answer)
         if not self._asking:
             self._asking = True
             self._loop.call_soon(self._ask)
-        found = await asyncio.shield(answer)
+        found = await answer
         if not found:
             return {}
         return {key: row for key in request_keys if (row := found.get((merchant_id, key))) is not None}
 
     def _ask(self) -> None:
         pairs, self._next = list(self._next), {}
-        answer, self._answer = self._answer, None
-        if answer is None:
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
             self._asking = False
             return
-        tasks.start("exchange-ledger-check", self._asked(pairs, answer))
+        tasks.start("exchange-ledger-check", self._asked(pairs, waiting))
 
-    async def _asked(self, pairs: list[tuple[str, str]], answer: asyncio.Future[dict[tuple[str, str], dict[str, Any]]]) -> None:
+    async def _asked(self, pairs: list[tuple[str, str]], waiting: list[asyncio.Future[_Found]]) -> None:
         query = tasks.start("ledger-check", self._query(pairs))
-        found: dict[tuple[str, str], dict[str, Any]] | None = None
+        found: _Found | None = None
         try:
             await asyncio.wait({query}, timeout=self._wait_s)
             if not query.done():
@@ -542,22 +560,28 @@ class _LedgerCheck:
                 if self._loop.time() >= self._away_until:
                     _log.warning("Reports go on without looking old ids up in Postgres", action="ledger_check_skipped")
                 self._away_until = self._loop.time() + _AWAY_S
-            if not answer.done():
-                answer.set_result(found or {})
+            for answer in waiting:
+                if not answer.done():
+                    answer.set_result(found or {})
             self._ask()
 
-    async def _query(self, pairs: list[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]] | None:
+    async def _query(self, pairs: list[tuple[str, str]]) -> _Found | None:
         try:
             return await self._ledger.reported([merchant for merchant, _ in pairs], [key for _, key in pairs])
         except StoreError:
             return None
 
 
-def _fingerprint(said: ReportBody, grant: Grant, provider: str) -> str:
-    """A digest of what a report says, however it was spelled: the same customer and meter by any of their names."""
-    meter = grant.meter
-    assert meter is not None
-    content = packed([grant.connection_id, meter.meter_id, said.usage, said.metadata, said.model, provider])
+def _breakdown(charge: fees.Charge, cost: Cost | None) -> bytes:
+    """What `breakdown_text` says; most charges are one line without a cost."""
+    if cost is None and len(charge.breakdown) == 1:
+        line = charge.breakdown[0]
+        return b'{"charge":[[%d,%d,%d,%d]],"cost":[]}' % (line.tier.start, line.tier.rate, line.units, line.cost_nanos)
+    return breakdown_text(charge, cost).encode()
+
+
+def _digest(content: bytes) -> str:
+    """What tells whether two reports say the same, however they were spelled: the same customer and meter by any of their names."""
     return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
@@ -584,7 +608,7 @@ def _entry(item: _Item, reply: Reported) -> OutboxEntry:
     return OutboxEntry(
         part=0, epoch=0, pseq=0, kind="s", request_id=reply.request_id, wallet_id=item.grant.wallet_id, wseq=0,
         amount_nanos=-reply.charge_nanos, balance_nanos=0, plan_nanos=0, funds_nanos=0, position=reply.position,
-        flags=reply.flags, debt_nanos=0, at_ms=reply.at_ms, row=orjson.loads(reply.row),
+        flags=reply.flags, debt_nanos=0, at_ms=reply.at_ms, raw=reply.row,
     )  # fmt: skip
 
 

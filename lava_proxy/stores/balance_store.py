@@ -5,14 +5,16 @@ One operation each, coalesced by HotRedis.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 from zlib import crc32
 
+from lava_proxy import tasks
 from lava_proxy.domain.errors import (
     CallerError,
     Conflict,
@@ -34,7 +36,7 @@ POSITION_MAX = 2**53 - 1
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-SettleMode = Literal["held", "late", "due", "report"]
+SettleMode = Literal["held", "late", "due"]
 PlanClass = Literal["cycle", "bundle"]
 
 
@@ -183,6 +185,11 @@ class Reported:
     row: bytes = b""
 
 
+_ReportAnswer = Reported | Moved | LavaError
+_UNANSWERED = StoreError("This report has no answer.")  # until it has one
+_GROUP_MAX = 64  # reports of an operation: what is read for a wallet is shared by enough of them
+
+
 class ReportConflict(Conflict):
     """The id of a report was used before for something else; nothing was changed (409)."""
 
@@ -200,6 +207,7 @@ class BalanceStore:
 
     def __init__(self, redis: HotRedis) -> None:
         self._redis = redis
+        self._reports: list[tuple[Sequence[Report], int, asyncio.Future[list[_ReportAnswer]]]] = []
 
     @property
     def is_ready(self) -> bool:
@@ -312,14 +320,52 @@ class BalanceStore:
         _refuse(reply)
 
     async def report(self, reports: Sequence[Report], keep_ms: int) -> list[Reported | Moved | LavaError]:
-        """Debit each report once, all sent at once; an answer a report, in order. One that is refused does not hurt the others.
+        """Debit each report once; an answer a report, in order. One that is refused does not hurt the others.
 
+        All that is asked for in one turn of the loop is sent at once, the reports of a wallet as one operation.
         Moved: price that one again. CallerError: refused, nothing changed. StoreError: Redis cannot answer; the same report may be
         sent again, also after Ambiguous.
         """
-        keep = b"%d" % keep_ms
-        replies = await self._redis.run_all([_report_operation(report, keep) for report in reports])
-        return [_reported(report, reply) for report, reply in zip(reports, replies, strict=True)]
+        loop = asyncio.get_running_loop()
+        answers: asyncio.Future[list[_ReportAnswer]] = loop.create_future()
+        if not self._reports:
+            loop.call_soon(self._send_reports)
+        self._reports.append((reports, keep_ms, answers))
+        return await answers
+
+    def _send_reports(self) -> None:
+        waiting, self._reports = self._reports, []
+        tasks.start("exchange-debits", self._sent(waiting))  # drained with the exchanges that wait for it
+
+    async def _sent(self, waiting: list[tuple[Sequence[Report], int, asyncio.Future[list[_ReportAnswer]]]]) -> None:
+        groups: dict[tuple[Any, ...], list[tuple[Report, list[_ReportAnswer], int]]] = {}
+        answers: list[list[_ReportAnswer]] = []
+        for reports, keep_ms, _ in waiting:
+            found: list[_ReportAnswer] = [_UNANSWERED] * len(reports)
+            answers.append(found)
+            for index, report in enumerate(reports):
+                key = (report.wallet_id, report.tier_field, report.overdraft_nanos, report.plan_linked, keep_ms)
+                group = groups.get(key)
+                if group is None:
+                    group = groups[key] = []
+                group.append((report, found, index))
+        try:
+            parts = [
+                (key[4], group[start : start + _GROUP_MAX])
+                for key, group in groups.items()
+                for start in range(0, len(group), _GROUP_MAX)
+            ]
+            replies = await self._redis.run_all([_reports_operation([one[0] for one in part], keep) for keep, part in parts])
+            for (_, part), reply in zip(parts, replies, strict=True):
+                _hand_out(part, reply)
+        except BaseException as error:
+            for _, _, future in waiting:
+                if not future.done():
+                    future.set_exception(error if isinstance(error, Exception) else Ambiguous("The gateway stops."))
+            raise
+        for (_, _, future), found in zip(waiting, answers, strict=True):
+            if not future.done():
+                future.set_result(found)
 
     async def lease(self, wallet_id: str, request_id: str, *, lease_ms: int, row: bytes) -> bool:
         """Move a hold's lease on and keep its checkpoint; False when the hold has ended."""
@@ -441,42 +487,64 @@ class BalanceStore:
             _refuse(reply)
 
 
-def _report_operation(report: Report, keep: bytes) -> tuple[list[bytes], list[bytes]]:
-    m, x, o, w, _ = _wallet_keys(report.wallet_id)
-    return [m, x, o, w, report_key(report.record)], [
-        b"R",
-        report.request_id.encode(),
-        b"%d" % report.charge_nanos,
-        b"%d" % report.units,
-        report.tier_field.encode(),
-        b"%d" % report.position_lo,
-        b"%d" % report.position_hi,
-        report.fingerprint.encode(),
-        report.row,
-        keep,
-        b"report",
-        b"%d" % report.overdraft_nanos,
-        b"1" if report.plan_linked else b"0",
-        b"",
-        _moment(report.at),
+def _reports_operation(reports: Sequence[Report], keep_ms: int) -> tuple[list[bytes], list[bytes]]:
+    """Of one wallet, tier counter and overdraft line."""
+    first = reports[0]
+    keys = [*_wallet_keys(first.wallet_id)[:4]]
+    words = [
+        b"G",
+        b"%d" % len(reports),
+        first.tier_field.encode(),
+        b"%d" % first.overdraft_nanos,
+        b"1" if first.plan_linked else b"0",
+        _moment(reports[-1].at),
+        b"%d" % keep_ms,
     ]
+    for report in reports:
+        keys.append(report_key(report.record))
+        words += (
+            report.request_id.encode(),
+            b"%d" % report.charge_nanos,
+            b"%d" % report.units,
+            b"%d" % report.position_lo,
+            b"%d" % report.position_hi,
+            report.fingerprint.encode(),
+            report.row,
+        )
+    return keys, words
 
 
-def _reported(report: Report, reply: Reply | StoreError) -> Reported | Moved | LavaError:
-    if isinstance(reply, StoreError):
-        return reply
-    code = reply[0]
-    if code == b"S":
-        return Reported(report.request_id, report.charge_nanos, int(reply[2]), reply[3].decode(), int(reply[5]))
+def _hand_out(part: Sequence[tuple[Report, list[_ReportAnswer], int]], reply: Reply | StoreError) -> None:
+    """The answers of one operation to where each is waited for."""
+    if isinstance(reply, StoreError) or reply[0] == b"E500":
+        failed = reply if isinstance(reply, StoreError) else _refusal(reply)
+        for _, answers, index in part:
+            answers[index] = failed
+        return
+    at_ms = int(reply[0])
+    for (report, answers, index), said in zip(part, reply[1:], strict=True):
+        answers[index] = _reported(report, said, at_ms)
+
+
+def _reported(report: Report, said: Any, at_ms: int) -> _ReportAnswer:
+    """`said`: bytes of a debit made now, else an array as of other operations."""
+    if type(said) is bytes:
+        position, _, flags = said.partition(b"|")
+        return Reported(report.request_id, report.charge_nanos, int(position), flags.decode(), at_ms)
+    code = said[0]
     if code == b"=S":
-        first_id = reply[2].decode()
+        first_id = said[2].decode()
         # Our own, when the answer to the first attempt was lost: nobody has seen it yet.
         fresh = first_id == report.request_id
-        return Reported(first_id, int(reply[1]), int(reply[3]), reply[4].decode(), int(reply[5]), fresh, reply[6])
+        return Reported(first_id, int(said[1]), int(said[3]), said[4].decode(), int(said[5]), fresh, said[6])
     if code == b"RETRY":
-        return Moved(int(reply[1]))
+        return Moved(int(said[1]))
     if code == b"E409":
         return ReportConflict()
+    return _refusal(said)
+
+
+def _refusal(reply: Reply) -> LavaError:
     try:
         _refuse(reply)
     except LavaError as error:

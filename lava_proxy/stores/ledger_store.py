@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from struct import error as StructError
 from typing import Any
 
 import asyncpg
@@ -20,6 +21,8 @@ from lava_proxy.stores.ids import at_ms, created_at
 from lava_proxy.stores.outbox import OutboxEntry
 from lava_proxy.stores.overage_store import note_low
 from lava_proxy.stores.postgres import Pool
+from lava_proxy.stores.report_copy import ENTRY_COLUMNS, LEG_COLUMNS, REQUEST_COLUMNS, ReportCopy
+from lava_proxy.stores.report_rows import is_report_row
 from lava_proxy.stores.row_repair import repaired
 from lava_proxy.stores.usage_rollup import UsageRollup, differences
 from lava_proxy.stores.webhook_events import note_balances
@@ -43,7 +46,7 @@ REPORTED = """SELECT r.*, asked.request_key AS asked FROM unnest($1::text[], $2:
 _RECOVERY_LOCK = 7_229_003
 _REPORT_KEY_CHARS_MAX = 255  # of a report's own id; what is longer in `request_once` is no caller's choice
 # What a row that Postgres cannot keep raises: refused by the server, or by the client's encoders.
-_UNKEEPABLE = (asyncpg.DataError, ValueError, TypeError, OverflowError)
+_UNKEEPABLE = (asyncpg.DataError, StructError, ValueError, TypeError, OverflowError)
 _log = structlog.get_logger("ledger")
 
 
@@ -57,6 +60,7 @@ class LedgerStore:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self._usage = UsageRollup(_REQUEST_COLUMNS)
+        self._reports = ReportCopy()
 
     async def marks(self) -> Marks:
         """Partition -> (epoch, pseq) of the last committed outbox entry."""
@@ -79,7 +83,7 @@ class LedgerStore:
                 _log.error(
                     "A batch holds a row that Postgres refuses; it is repaired", action="rows_repaired", error=str(error)[:300]
                 )
-                await self._commit([replace(entry, row=repaired(entry.row)) for entry in entries], marks, after)
+                await self._commit([entry.with_row(repaired(entry.row)) for entry in entries], marks, after)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as error:
             raise StoreError(f"Postgres cannot commit: {type(error).__name__}: {error}", code="database_unavailable") from error
         return after
@@ -120,24 +124,39 @@ class LedgerStore:
 
     async def _write(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
         settles = [entry for entry in entries if entry.kind == "s"]
-        fresh = await _claimed(db, [(entry, entry.row.get("request_key") or entry.request_id) for entry in settles])
-        fresh |= await self._claimed_beside(db, [entry for entry in settles if entry.request_id not in fresh])
-        seen = await self._seen_before(db, [entry for entry in settles if entry.request_id in fresh and "once_key" in entry.row])
+        calls = [entry for entry in entries if not is_report_row(entry.raw)]
+        reports = [entry for entry in settles if is_report_row(entry.raw)]
+        fresh = await _claimed(db, [self._once(entry) for entry in settles])
+        ended = [entry for entry in calls if entry.kind == "s"]
+        fresh |= await self._claimed_beside(db, [entry for entry in ended if entry.request_id not in fresh])
+        seen = await self._seen_before(db, [entry for entry in ended if entry.request_id in fresh and "once_key" in entry.row])
         once: set[str] = set()
         rows, doubles = [], []
+        firsts: list[bool] = []  # which of the reports
         for entry in settles:
             is_first = entry.request_id in fresh and entry.request_id not in once
             if not is_first or entry.request_id in seen:
                 doubles.append(entry)
             if is_first:
                 once.add(entry.request_id)
+            if is_report_row(entry.raw):
+                firsts.append(is_first)
+            elif is_first:
                 rows.append(_request(_uncharged(entry) if entry.request_id in seen else entry))
-        await db.copy_records_to_table("request", records=rows, columns=_REQUEST_COLUMNS)
-        await self._usage.add(db, rows)
-        await db.copy_records_to_table("ledger_entry", records=[_ledger(entry) for entry in entries])
-        again = {(entry.wallet_id, entry.wseq) for entry in doubles}
-        legs = [leg for entry in entries for leg in _legs(entry, is_double=(entry.wallet_id, entry.wseq) in again)]
-        await db.copy_records_to_table("ledger_leg", records=legs)
+        copied = self._reports.copied(reports, firsts)
+        if rows:
+            await db.copy_records_to_table("request", records=rows, columns=_REQUEST_COLUMNS)
+        if calls:
+            await db.copy_records_to_table("ledger_entry", records=[_ledger(entry) for entry in calls])
+            again = {(entry.wallet_id, entry.wseq) for entry in doubles}
+            legs = [leg for entry in calls for leg in _legs(entry, is_double=(entry.wallet_id, entry.wseq) in again)]
+            await db.copy_records_to_table("ledger_leg", records=legs)
+        if reports:
+            if copied.requests:
+                await _copy(db, "request", REQUEST_COLUMNS, copied.requests)
+            await _copy(db, "ledger_entry", ENTRY_COLUMNS, copied.entries)
+            await _copy(db, "ledger_leg", LEG_COLUMNS, copied.legs)
+        await self._usage.add(db, rows + [_request(entry) for entry in copied.other], copied.facts)
         await self._write_states(db, entries)
         orders = [entry.request_id for entry in entries if entry.kind in "cna"]
         if orders:
@@ -148,6 +167,12 @@ class LedgerStore:
             await self._reverse(db, entry)
         await note_balances(db, entries)
         await note_low(db, entries)
+
+    def _once(self, entry: OutboxEntry) -> tuple[str, str, str]:
+        """Merchant id, the name that is charged once, and the request's id."""
+        if is_report_row(entry.raw):
+            return (*self._reports.once(entry.raw), entry.request_id)
+        return entry.row["merchant_id"], entry.row.get("request_key") or entry.request_id, entry.request_id
 
     async def _claimed_beside(self, db: Any, entries: Sequence[OutboxEntry]) -> set[str]:
         """Calls whose id a report has: it was sent while the call was running, by who saw the id. Both have happened, both count.
@@ -165,11 +190,12 @@ class LedgerStore:
             [entry.request_id for entry in calls],
         )
         ids = {row["request_id"] for row in taken}
-        return await _claimed(db, [(entry, _own_name(entry.request_id)) for entry in calls if entry.request_id in ids])
+        names = [(e.row["merchant_id"], _own_name(e.request_id), e.request_id) for e in calls if e.request_id in ids]
+        return await _claimed(db, names)
 
     async def _seen_before(self, db: Any, entries: Sequence[OutboxEntry]) -> set[str]:
         """Of calls that were charged for something that is charged once: those for which another call was."""
-        first = await _claimed(db, [(entry, _own_name(entry.row["once_key"])) for entry in entries])
+        first = await _claimed(db, [(e.row["merchant_id"], _own_name(e.row["once_key"]), e.request_id) for e in entries])
         return {entry.request_id for entry in entries} - first
 
     async def _write_states(self, db: Any, entries: Sequence[OutboxEntry]) -> None:
@@ -308,8 +334,7 @@ class LedgerStore:
     async def settled_holds(self, wallet_ids: Sequence[str], request_ids: Sequence[str]) -> list[tuple[str, int]]:
         """(request id, wseq) of those requests that have a committed debit."""
         rows = await self._fetch(
-            """SELECT request_id, wseq FROM ledger_entry WHERE kind = 'settle' AND request_id = ANY($2::text[])
-            AND wallet_id = ANY($1::text[])""",
+            "SELECT request_id, wseq FROM request WHERE request_id = ANY($2::text[]) AND wallet_id = ANY($1::text[])",
             list(wallet_ids), list(request_ids),
         )  # fmt: skip
         return [(row["request_id"], row["wseq"]) for row in rows]
@@ -400,18 +425,21 @@ class LedgerStore:
             raise StoreError(f"Postgres cannot answer: {type(error).__name__}", code="database_unavailable") from error
 
 
-async def _claimed(db: Any, names: Sequence[tuple[OutboxEntry, str]]) -> set[str]:
-    """The ids of the requests that are the first of their merchant under their name, for ever."""
+async def _claimed(db: Any, names: Sequence[tuple[str, str, str]]) -> set[str]:
+    """Of (merchant id, name, request id): the requests that are the first of their merchant under their name, for ever."""
     if not names:
         return set()
     rows = await db.fetch(
         """INSERT INTO request_once SELECT * FROM unnest($1::text[], $2::text[], $3::text[])
         ON CONFLICT DO NOTHING RETURNING request_id""",
-        [entry.row["merchant_id"] for entry, _ in names],
-        [name for _, name in names],
-        [entry.request_id for entry, _ in names],
+        *zip(*names, strict=True),
     )
     return {row["request_id"] for row in rows}
+
+
+async def _copy(db: Any, table: str, columns: Sequence[str], data: bytes) -> None:
+    # A view: the driver takes bytes for the name of a file.
+    await db.copy_to_table(table, source=memoryview(data), columns=columns, format="binary")
 
 
 def _own_name(text: str) -> str:
@@ -438,7 +466,7 @@ def _uncharged(entry: OutboxEntry) -> OutboxEntry:
     nothing = {
         "billed": False, "usage": "{}", "breakdown": "{}", "cost_nanos": 0, "price_version": None, "tier_units": 0,
     }  # fmt: skip
-    return replace(entry, amount_nanos=0, row={**entry.row, **nothing})
+    return replace(entry.with_row({**entry.row, **nothing}), amount_nanos=0)
 
 
 def as_stored(entry: OutboxEntry) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import orjson
 from redis.asyncio import Redis
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
@@ -16,8 +15,10 @@ from redis.retry import Retry
 from lava_proxy.domain.errors import StoreError
 from lava_proxy.stores.balance_store import PARTITIONS, partition_of, scope_key, tag
 from lava_proxy.stores.hot_redis import VERIFIED_KEY
+from lava_proxy.stores.report_rows import row_of
 
 _REFUSED_KEY = "lava:refused"
+_OLD_FACTS = 12
 
 
 @dataclass(slots=True, kw_only=True)  # not frozen: made for every row
@@ -39,10 +40,22 @@ class OutboxEntry:
     flags: str
     debt_nanos: int
     at_ms: int
-    row: dict[str, Any]
+    raw: bytes  # the row as it was written; see report_rows.py
     plan_total_nanos: int | None = None  # the plan pot afterwards; None in entries that were written before there were plans
     pinned_nanos: int = 0
     opened_wseq: int | None = None
+    _row: dict[str, Any] | None = None
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """The row, read when it is asked for."""
+        if self._row is None:
+            self._row = row_of(self.raw)
+        return self._row
+
+    def with_row(self, row: dict[str, Any]) -> OutboxEntry:
+        """The same change with another row."""
+        return replace(self, raw=b"", _row=row)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,7 +147,9 @@ class Outbox:
         """`clock`: business time."""
         self._clock = clock
         # redis-py's annotations allow text where this client, made without decode_responses, always answers bytes.
-        self._redis: Any = redis
+        client: Any = redis
+        client.set_response_callback("XREAD", _as_it_came)
+        self._redis = client
 
     async def read(self, marks: Mapping[int, tuple[int, int]], count: int, block_ms: int | None) -> list[OutboxEntry]:
         """Entries after the marks, oldest first within a partition; [] when there is none within block_ms."""
@@ -143,7 +158,13 @@ class Outbox:
             answer = await self._redis.xread(streams, count=count, block=block_ms)
         except (RedisError, OSError) as error:
             raise StoreError(f"Redis cannot answer: {type(error).__name__}") from error
-        return [_entry(name, identifier, fields) for name, items in answer or [] for identifier, fields in items]
+        found: list[OutboxEntry] = []
+        for name, items in answer or []:
+            part = int(name[2:6])
+            for identifier, fields in items:
+                epoch, _, pseq = identifier.partition(b"-")
+                found.append(_made(part, int(epoch), int(pseq), fields[1], fields[3], fields[5] if len(fields) > 4 else None))
+        return found
 
     async def trim(self, marks: Mapping[int, tuple[int, int]]) -> None:
         """Drop what has been committed: everything up to the marks. Raises StoreError when Redis cannot answer."""
@@ -421,16 +442,28 @@ def _position(identifier: bytes) -> tuple[int, int]:
 
 
 def _entry(stream: bytes, identifier: bytes, fields: Mapping[bytes, bytes]) -> OutboxEntry:
-    epoch, pseq = _position(identifier)
-    kind, request_id, wallet_id, wseq, amount, balance, plan, funds, position, flags, debt, at_ms = fields[b"s"].decode().split("|")
-    plan_total, pinned, opened = fields.get(b"e", b"|0|").decode().split("|")
+    return _made(int(stream[2:6]), *_position(identifier), fields[b"s"], fields[b"r"], fields.get(b"e"))
+
+
+def _made(part: int, epoch: int, pseq: int, facts: bytes, row: bytes, more: bytes | None) -> OutboxEntry:
+    parts = facts.decode().split("|")
+    if len(parts) == _OLD_FACTS:  # of an earlier release
+        parts += more.decode().split("|") if more is not None else ("", "0", "")
+    (
+        kind, request_id, wallet_id, wseq, amount, balance, plan, funds, position, flags, debt, at_ms, plan_total, pinned, opened
+    ) = parts  # fmt: skip
     return OutboxEntry(
-        part=int(stream[2:6]), epoch=epoch, pseq=pseq, kind=kind, request_id=request_id, wallet_id=wallet_id,
+        part=part, epoch=epoch, pseq=pseq, kind=kind, request_id=request_id, wallet_id=wallet_id,
         wseq=int(wseq), amount_nanos=int(amount), balance_nanos=int(balance), plan_nanos=int(plan), funds_nanos=int(funds),
-        position=int(position), flags=flags, debt_nanos=int(debt), at_ms=int(at_ms), row=orjson.loads(fields[b"r"]),
+        position=int(position), flags=flags, debt_nanos=int(debt), at_ms=int(at_ms), raw=row,
         plan_total_nanos=int(plan_total) if plan_total else None, pinned_nanos=int(pinned),
         opened_wseq=int(opened) if opened else None,
     )  # fmt: skip
+
+
+def _as_it_came(answer: Any, **options: Any) -> Any:
+    """XREAD's answer: an outbox is read thousands of rows at a time, and the client's own form of each costs as much as its row."""
+    return answer
 
 
 def _wallet(row: Mapping[bytes, bytes]) -> WalletState:

@@ -14,10 +14,13 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
+from itertools import chain
 from operator import add, itemgetter
 from typing import Any
 
 import orjson
+
+from lava_proxy.domain.usage import Outcome, Provenance
 
 MEASURES = (
     "requests", "errors", "input_tokens", "output_tokens", "input_characters", "output_characters", "input_micros",
@@ -40,6 +43,7 @@ _UNITS_MAX = 10**12
 _COST_NANOS_MAX = 900_000 * 1_000_000_000
 # So a batch's sum is below 2^62; that and 2^62 fit their column together.
 _SUM_MAX = 1 << 62
+_COMPLETED, _REPORTED = Outcome.COMPLETED.value, Provenance.REPORTED.value
 _LOCK = 7_229_004  # the one that rebuild_usage() of the migration takes
 _REBUILD_TIMEOUT_S = 24 * 3600
 _VERSIONS_MAX = 10_000
@@ -82,15 +86,20 @@ class UsageRollup:
         self._read = itemgetter(*map(columns.index, _READ))
         self._is_percentage: dict[int, bool] = {}
 
-    async def add(self, db: Any, rows: Sequence[Sequence[Any]]) -> None:
-        """Add request rows that this transaction writes for the first time."""
-        if not rows:
+    async def add(
+        self, db: Any, rows: Sequence[Sequence[Any]], reports: Mapping[tuple[Any, ...], Sequence[int]] | None = None
+    ) -> None:
+        """Add request rows that this transaction writes for the first time.
+
+        `reports`: others, added up already, all completed, of tokens and without a provider's cost: (merchant id, number of the
+        bucket, connection id, meter id, provider, model or "") -> how many, input tokens, output tokens, nanos charged.
+        """
+        if not rows and not reports:
             return
         read = [self._read(row) for row in rows]
         await self._learn(db, {fields[-1] for fields in read} - {None})
         sums: dict[tuple[Any, ...], Sequence[int]] = {}
-        for fields in read:
-            key, amounts = self._fact(*fields)
+        for key, amounts in chain(map(_reported, (reports or {}).items()), (self._fact(*fields) for fields in read)):
             known = sums.get(key)
             sums[key] = amounts if known is None else tuple(map(add, known, amounts))
         lines = [(*key, *amounts) for key, amounts in sums.items()]
@@ -133,6 +142,15 @@ class UsageRollup:
         borne = 0 if passed_on else own_cost
         payers = (charge_nanos, borne, charge_nanos - own_cost) if connection_id is not None else (0, borne + charge_nanos, 0)
         return key, (1, int(is_error), *_quantities(usage, api), cost, charge_nanos, fee, *payers)
+
+
+def _reported(counted: tuple[tuple[Any, ...], Sequence[int]]) -> tuple[tuple[Any, ...], tuple[int, ...]]:
+    """The key and the measures of reports that were added up; the same as `_fact` says of each."""
+    (merchant_id, bucket, connection_id, meter_id, provider, model), (count, heard, made, charge) = counted
+    key = (
+        merchant_id, bucket, connection_id, meter_id, provider[:PROVIDER_CHARS_MAX], model[:MODEL_CHARS_MAX], _COMPLETED, _REPORTED,
+    )  # fmt: skip
+    return key, (count, 0, heard, made, 0, 0, 0, 0, 0, charge, charge, charge, 0, charge)
 
 
 def _quantities(usage: bytes, api: str) -> tuple[int, int, int, int, int, int]:

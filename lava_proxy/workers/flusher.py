@@ -8,10 +8,9 @@ from collections.abc import Callable
 
 import structlog
 
-from lava_proxy.domain.errors import StoreError
 from lava_proxy.settings import Flusher as FlusherSettings
-from lava_proxy.stores.ledger_store import Fenced, LedgerStore, Marks
-from lava_proxy.stores.outbox import Outbox
+from lava_proxy.stores.ledger_store import LedgerStore, Marks
+from lava_proxy.stores.outbox import Outbox, OutboxEntry
 
 _log = structlog.get_logger("flusher")
 
@@ -33,6 +32,7 @@ class Flusher:
         self._settings = settings
         self._marks: Marks | None = None
         self._first = 0
+        self._rest: list[OutboxEntry] = []  # read already, and more than one batch may have
         self._after_commit = after_commit
 
     async def run_once(self, *, wait: bool = True) -> int:
@@ -42,20 +42,22 @@ class Flusher:
             await self._outbox.trim(marks)  # what an earlier flusher committed and did not live to trim
             self._marks = marks
         rows_max = self._settings.batch_rows_max
-        # The stream read first changes with each batch, so that under a backlog every partition has its turn.
-        turn = sorted(self._marks, key=lambda part: part < self._first)
-        entries = await self._outbox.read(
-            {part: self._marks[part] for part in turn}, max(1, rows_max // 8), self._settings.idle_wait_ms if wait else None
-        )
+        entries, self._rest = self._rest, []
+        if not entries:
+            # The stream read first changes with each batch, so that under a backlog every partition has its turn.
+            turn = sorted(self._marks, key=lambda part: part < self._first)
+            entries = await self._outbox.read(
+                {part: self._marks[part] for part in turn}, max(1, rows_max // 8), self._settings.idle_wait_ms if wait else None
+            )
         if len(entries) > rows_max:
-            entries = entries[:rows_max]
+            entries, self._rest = entries[:rows_max], entries[rows_max:]
             self._first = entries[-1].part
         if not entries:
             return 0
         try:
             committed = await self._ledger.flush(entries, self._marks)
-        except (Fenced, StoreError):
-            self._marks = None
+        except BaseException:
+            self._marks, self._rest = None, []
             raise
         if self._after_commit is not None:
             self._after_commit()

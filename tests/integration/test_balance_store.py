@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from lava_proxy.domain.errors import CallerError, Conflict, InsufficientFunds, NotFound, StoreError
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX
 from lava_proxy.stores.balance_store import (
+    POSITION_MAX,
     Held,
     Moved,
     NotCovered,
+    Report,
+    ReportConflict,
+    Reported,
     Settled,
     lot_key,
     partition_of,
@@ -92,19 +98,82 @@ async def test_a_charge_priced_for_another_position_comes_back_with_the_counter(
     assert (await world.state(wallet_id)).counters == {"t:m:c": 10}
 
 
+def report(wallet_id: str, merchant: str, key: str, charge: int, **changes: Any) -> Report:
+    parts: dict[str, Any] = {
+        "wallet_id": wallet_id, "request_id": new_id("req"), "record": report_record(merchant, key), "fingerprint": "f",
+        "charge_nanos": charge, "units": 0, "tier_field": "", "position_lo": 0, "position_hi": POSITION_MAX, "row": b"{}",
+        "at": datetime(2026, 11, 23, tzinfo=UTC), **changes,
+    }  # fmt: skip
+    return Report(**parts)
+
+
+async def test_a_report_that_is_refused_does_not_hurt_those_of_its_wallet_beside_it(world: World) -> None:
+    """I12, I10, 45: too large, priced for another position, said twice at once, said otherwise: each is answered for itself."""
+    wallet_id, other = await world.wallet(100), await world.wallet(100)
+    tiered = {"tier_field": "t:m:c", "units": 3}
+    first = report(wallet_id, "mer_1", "a", 5, **tiered)
+    found = await world.balances.report(
+        [
+            first,
+            report(wallet_id, "mer_1", "huge", 9_000_000_000_000_001, **tiered),
+            report(wallet_id, "mer_1", "a", 5, **tiered),
+            report(wallet_id, "mer_1", "a", 6, fingerprint="g", **tiered),
+            report(wallet_id, "mer_1", "late", 5, position_hi=2, **tiered),
+            report(wallet_id, "mer_1", "full", 5, tier_field="t:m:c", units=POSITION_MAX - 2),
+            report("wal_unknown", "mer_1", "unknown", 5),
+            report(wallet_id, "mer_1", "b", 7, position_lo=3, **tiered),
+            report(other, "mer_1", "a", 5),
+            report(wallet_id, "mer_1", "deep", 8_999_999_999_999_999, **tiered),
+            report(wallet_id, "mer_1", "deeper", 8_999_999_999_999_999, **tiered),
+        ],
+        KEEP_MS,
+    )
+    kinds = [type(answer).__name__ for answer in found]
+    assert kinds == [
+        "Reported", "CallerError", "Reported", "ReportConflict", "Moved", "CallerError", "NotFound", "Reported", "Reported",
+        "Reported", "CallerError",
+    ]  # fmt: skip
+    told = [(one.request_id == first.request_id, one.fresh, one.position) for one in found if isinstance(one, Reported)]
+    assert told == [(True, True, 0), (True, False, 0), (False, True, 3), (True, False, 0), (False, True, 6)]
+    state = await world.state(wallet_id)
+    assert (state.balance_nanos, state.counters) == (100 - 12 - 8_999_999_999_999_999, {"t:m:c": 9})
+    assert (await world.state(other)).balance_nanos == 100
+    waiting = await world.outbox.read(await world.ledger.marks(), 100, None)
+    settles = [(e.wseq, e.amount_nanos, e.balance_nanos, e.position, e.flags) for e in waiting if e.kind == "s"]
+    assert settles == [
+        (2, -5, 95, 0, ""), (3, -7, 88, 3, ""), (4, -8_999_999_999_999_999, 88 - 8_999_999_999_999_999, 6, "b"),
+    ]  # fmt: skip
+
+
+async def test_a_wallet_that_cannot_be_read_does_not_hurt_the_reports_of_others_sent_with_its_own(world: World) -> None:
+    """I12: each wallet's reports fail for themselves, wherever in the script call they stand."""
+    broken, whole = await world.wallet(100), await world.wallet(100)
+    key = f"{tag(partition_of(broken))}:w:{broken}"
+    kept = await world.redis.hgetall(key)
+    await world.redis.delete(key)
+    await world.redis.set(key, "no hash")
+    said = [report(wallet, "mer_1", f"{n}-{wallet}", 5) for n in range(3) for wallet in (broken, whole)]
+    found = await asyncio.gather(world.balances.report(said, KEEP_MS), world.balances.report(said[:2], KEEP_MS))
+    assert [type(answer).__name__ for answers in found for answer in answers] == ["Ambiguous", "Reported"] * 4
+    assert (await world.state(whole)).balance_nanos == 85
+    await world.redis.delete(key)
+    await world.redis.hset(key, mapping=kept)
+    again = await world.balances.report(said, KEEP_MS)
+    assert [answer.fresh for answer in again if isinstance(answer, Reported)] == [True] * 6
+    assert (await world.state(broken)).balance_nanos == 85
+
+
 async def test_the_same_key_of_two_merchants_is_two_reports(world: World) -> None:
     """45, 51: scoped by merchant; any string; bounded in size."""
     keys = {report_record(merchant, key) for merchant, key in itertools.product(("mer_1", "mer_2"), ("a", "a\0b", "x" * 255, "é"))}
     assert len(keys) == 8 and {len(key) for key in keys} == {32}
     wallet_id = await world.wallet(100)
-    for merchant in ("mer_1", "mer_2"):
-        await world.settle(wallet_id, new_id("req"), 5, mode="report", record=report_record(merchant, "order-1"), fingerprint="f")
-    again = await world.settle(
-        wallet_id, new_id("req"), 5, mode="report", record=report_record("mer_1", "order-1"), fingerprint="f"
-    )
-    assert again == Settled(5, repeated=True)
-    with pytest.raises(Conflict):
-        await world.settle(wallet_id, new_id("req"), 6, mode="report", record=report_record("mer_1", "order-1"), fingerprint="g")
+    first = [report(wallet_id, merchant, "order-1", 5) for merchant in ("mer_1", "mer_2")]
+    assert [type(answer) for answer in await world.balances.report(first, KEEP_MS)] == [Reported] * 2
+    (again,) = await world.balances.report([report(wallet_id, "mer_1", "order-1", 5)], KEEP_MS)
+    assert isinstance(again, Reported) and (again.request_id, again.fresh) == (first[0].request_id, False)
+    (other,) = await world.balances.report([report(wallet_id, "mer_1", "order-1", 6, fingerprint="g")], KEEP_MS)
+    assert isinstance(other, ReportConflict)
     assert (await world.state(wallet_id)).balance_nanos == 90
 
 

@@ -17,6 +17,7 @@ from lava_proxy.stores import postgres
 from lava_proxy.stores.balance_store import partition_of, tag
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.ledger_store import Fenced
+from lava_proxy.stores.outbox import OutboxEntry
 from lava_proxy.workers.credit_applier import CreditApplier
 from tests.billing_world import World
 
@@ -136,6 +137,31 @@ async def test_a_backlog_larger_than_a_batch_is_written_whole_and_every_partitio
     distinct = {partition_of(wallet_id) for wallet_id in wallets}
     assert len(parts) >= min(len(distinct), 8)
     assert (await sums(world))[:2] == (63, 63)
+    await world.clean_audit()
+
+
+async def test_what_was_read_beyond_a_batch_is_kept_for_the_next_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """G4, I33: under a backlog no row is read twice; after a failure all is read again from the marks."""
+    await life(world, 20, wallets=20)
+    flusher, seen = world.flusher(settings=FlusherSettings(batch_rows_max=8, idle_wait_ms=20)), []
+    read = world.outbox.read
+
+    async def spied(*args: Any) -> list[OutboxEntry]:
+        found = await read(*args)
+        seen.extend((entry.part, entry.pseq) for entry in found)
+        return found
+
+    monkeypatch.setattr(world.outbox, "read", spied)
+    assert await flusher.run_once(wait=False) == 8
+    assert len(seen) > 8
+    assert await world.flusher(settings=FlusherSettings(batch_rows_max=1, idle_wait_ms=20)).run_once(wait=False) == 1
+    with pytest.raises(Fenced):
+        while True:
+            await flusher.run_once(wait=False)
+    seen.clear()
+    await flusher.flush_all()
+    assert len(seen) == len(set(seen))
+    assert (await sums(world))[:2] == (20, 20)
     await world.clean_audit()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, ClassVar, TypeVar
 
@@ -23,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from lava_proxy.domain.errors import CallerError, Conflict, InsufficientFunds, LavaError, NotFound, StoreError
 from lava_proxy.domain.ledger import KINDS, Entry, replay
 from lava_proxy.stores.balance_store import (
+    POSITION_MAX,
     AlreadyCalled,
     BalanceStore,
     Claim,
@@ -30,8 +31,12 @@ from lava_proxy.stores.balance_store import (
     Moved,
     Once,
     PlanClass,
+    Report,
+    ReportConflict,
+    Reported,
     Settled,
     partition_of,
+    report_record,
     tag,
 )
 from lava_proxy.stores.hot_redis import HotRedis
@@ -273,7 +278,8 @@ class MoneyMachine(RuleBasedStateMachine):
         for wallet, model in self.models.items():
             model.holds = lambda wallet=wallet: [hold for hold in self.holds.values() if hold.wallet == wallet]  # type: ignore[misc]
         self.now_s = 1_000
-        self.ended: dict[str, tuple[str, int, str]] = {}  # id -> wallet, charge, fingerprint (of a report)
+        self.ended: dict[str, tuple[str, int, str]] = {}  # id -> wallet, charge, fingerprint
+        self.told: dict[str, tuple[Reported, str]] = {}  # a report's record -> its first answer, fingerprint
         self.orders: dict[str, Callable[[], tuple[str, Coroutine[Any, Any, bool]]]] = {}
         self.lot_keys: list[str] = []
         self.flags: dict[tuple[str, int], str] = {}
@@ -545,34 +551,74 @@ class MoneyMachine(RuleBasedStateMachine):
         again = self.settle_call(hold.wallet, request, charge, once=once)
         assert self.unchanged(hold.wallet, request, again, None) == Settled(paid, repeated=True)
 
-    @rule(wallet=wallets, charge=small, od=st.sampled_from([0, 5]), linked=st.booleans(), is_report=st.booleans(),
-          looks=st.booleans())  # fmt: skip
-    def direct_debit(self, wallet: str, charge: int, od: int, linked: bool, is_report: bool, looks: bool) -> None:
-        """I6: without a hold only as late or as a report."""
+    @rule(wallet=wallets, charge=small, od=st.sampled_from([0, 5]), linked=st.booleans(), looks=st.booleans())
+    def direct_debit(self, wallet: str, charge: int, od: int, linked: bool, looks: bool) -> None:
+        """I6: without a hold only as late."""
         request, model = self.new_id("req"), self.models[wallet]
         self.unchanged(wallet, request, self.settle_call(wallet, request, charge, mode="held"), NotFound)
         self.unchanged(wallet, request, self.settle_call(wallet, request, charge, mode="due"), NotFound)
-        mode = "report" if is_report else "late"
         if looks:
             self.looks(wallet, model)
         options: dict[str, Any] = {"overdraft_nanos": od, "plan_linked": linked, "at": self.at() if looks else None}
-        found = self.driver.run(self.settle_call(wallet, request, charge, mode=mode, fingerprint="f", **options))
-        flags = ("" if is_report else "l") + model.settle(None, charge, od, linked, 0)
+        found = self.driver.run(self.settle_call(wallet, request, charge, mode="late", fingerprint="f", **options))
+        flags = "l" + model.settle(None, charge, od, linked, 0)
         assert found == Settled(charge, model.pa + model.fa + model.ph + model.fh, 0, flags, model.seq)
         self.ended[request] = (wallet, charge, "f")
         self.flags[wallet, model.seq] = flags
 
     @precondition(lambda self: self.ended)
-    @rule(pick=st.randoms(use_true_random=False), mode=st.sampled_from(["late", "held", "due", "report"]), charge=small)
+    @rule(pick=st.randoms(use_true_random=False), mode=st.sampled_from(["late", "held", "due"]), charge=small)
     def settle_again(self, pick: Any, mode: str, charge: int) -> None:
         """I10, I7: the first charge stands, whoever comes second and whatever it wants."""
         request = pick.choice(sorted(self.ended))
         wallet, first, fp = self.ended[request]
         call = self.settle_call(wallet, request, charge, mode=mode, fingerprint=fp)
         assert self.unchanged(wallet, request, call, None) == Settled(first, repeated=True)
-        other = self.settle_call(wallet, request, charge, mode="report", fingerprint="other")
-        self.unchanged(wallet, request, other, Conflict)
         self.unchanged(wallet, request, self.reserve_call(wallet, request, 1, 0, False, "", "", 0), Conflict)
+
+    @rule(said=st.lists(st.tuples(wallets, st.sampled_from("abcdefgh"), small, small, st.booleans(), st.sampled_from([0, 5]),
+                                  st.sampled_from(["", "fits", "moved"]), st.booleans()), min_size=1, max_size=8))  # fmt: skip
+    def reports(self, said: list[tuple[str, str, int, int, bool, int, str, bool]]) -> None:
+        """I6, I10, I13, I15, 52: reports sent at once are debited as if each came alone after those before it, each id once.
+
+        Those of one wallet, counter and overdraft line go as one operation, so that is the order in which they are applied.
+        """
+        groups: dict[tuple[Any, ...], list[tuple[int, Report]]] = {}
+        for index, (wallet, key, charge, units, linked, od, tier, is_odd) in enumerate(said):
+            position = self.models[wallet].counter
+            report = Report(
+                wallet_id=wallet, request_id=self.new_id("req"), record=report_record("mer_1", key),
+                fingerprint="odd" if is_odd else "f", charge_nanos=charge, units=units if tier else 0,
+                tier_field=TIER if tier else "", position_lo=position + 1 if tier == "moved" else 0, position_hi=POSITION_MAX,
+                row=b"{}", at=self.at(), overdraft_nanos=od, plan_linked=linked,
+            )  # fmt: skip
+            groups.setdefault((wallet, report.tier_field, od, linked), []).append((index, report))
+        expected: dict[int, Any] = {}
+        for (wallet, *_), group in groups.items():
+            for index, report in group:
+                expected[index] = self.expected_report(wallet, report)
+        reports = {index: report for group in groups.values() for index, report in group}
+        found = self.driver.run(self.driver.store.report([reports[index] for index in range(len(said))], KEEP_MS))
+        for index, answer in enumerate(found):
+            if isinstance(answer, Reported):
+                answer = replace(answer, at_ms=0, row=b"")
+            assert (ReportConflict if isinstance(answer, ReportConflict) else answer) == expected[index], (index, said)
+
+    def expected_report(self, wallet: str, report: Report) -> Any:
+        """What the model says to a report, and does."""
+        model, told = self.models[wallet], self.told.get(report.record)
+        if told is not None:
+            first, fingerprint = told
+            return replace(first, fresh=False) if fingerprint == report.fingerprint else ReportConflict
+        position = model.counter if report.tier_field else 0
+        if report.tier_field and not report.position_lo <= position <= report.position_hi:
+            return Moved(position)
+        self.looks(wallet, model)
+        flags = model.settle(None, report.charge_nanos, report.overdraft_nanos, report.plan_linked, report.units)
+        self.flags[wallet, model.seq] = flags
+        first = Reported(report.request_id, report.charge_nanos, position, flags, 0)
+        self.told[report.record] = (first, report.fingerprint)
+        return first
 
     @rule(wallet=wallets, want=small, key=st.sampled_from("kl"), after=st.sampled_from(["running", "delivered", "nothing"]))
     def reserve_once(self, wallet: str, want: int, key: str, after: str) -> None:

@@ -1,9 +1,10 @@
 -- Every change of a balance, in one script: a batch of independent operations, each validated before it writes.
 --
--- KEYS, five an operation, all in one billing partition:  m (partition state), x (open holds), o (outbox), w (wallet), h (record)
+-- KEYS, five an operation, all in one billing partition:  m (partition state), x (open holds), o (outbox), w (wallet), h (record);
+-- an operation on several reports (G) has the record of each in place of h
 --   {pNNNN}:m          HASH    state (ready|recovering)  ep (epoch)  pseq (outbox sequence)
 --   {pNNNN}:x          ZSET    request_id -> lease end, ms
---   {pNNNN}:o          STREAM  id <ep>-<pseq>, fields s (packed facts), r (the row, opaque JSON) and e (more packed facts)
+--   {pNNNN}:o          STREAM  id <ep>-<pseq>, fields s (packed facts) and r (the row, opaque)
 --   {pNNNN}:w:<wallet> HASH    pa fa (available: plan, funds)  ph fh (held)  debt  seq  settled  credited (net of what ended)  lots
 --                              t:<meter>:<cycle> (tier counters)
 --                              xs (earliest expiry of a lot, s; 0 = look at once; absent = none expires)  pin (see Pins; mostly absent)
@@ -12,8 +13,6 @@
 --                              ";<seq>", the wallet's at that moment
 --   {pNNNN}:r:<digest> STRING  a report's record, "S|charge|fingerprint|id|outbox entry|position|flags|at_ms". The one key outside its
 --                              wallet's partition: a report's id is its merchant's own, whoever pays, so the id alone places it
---                              marks: 1 = linked to the plan, 2 = has scopes, 3 = both;  fingerprint: of the reserve, and
---                              ";<seq>", the wallet's at that moment
 --   {pNNNN}:q:<id>     STRING  a hold's scopes, only while held and only where it has some: "key;ceiling;tokens;cycle;spend_max|..."
 --   {pNNNN}:l:<scope>  HASH    limits' counters of a spend key or connection, which live and end with the holds:
 --                              ep open so (in this epoch: open holds and the sum of their ceilings)  tr ts (all calls, all charges)
@@ -62,8 +61,9 @@ local function ready(m)
   return epochs[m]
 end
 
--- Appends one outbox entry; packed facts: s = kind|id|wallet|wseq|amount|balance|plan|funds|position|flags|debt|at_ms,
---   e = plan_total|pinned|opened
+-- Appends one outbox entry; packed facts:
+--   kind|id|wallet|wseq|amount|balance|plan|funds|position|flags|debt|at_ms|plan_total|pinned|opened
+--   (An earlier release had the last three in a field e of their own, and before that none of them.)
 --   kind: s settle, c credit, n renew, a adjust, x end of a lot.  plan_total: the plan pot afterwards, held amounts included.
 --   pinned: what became a pin (n, x), negative when a pin ended.  opened: the hold's seq, where it may have burnt pins (s).
 local function emit(m, o, kind, id, wallet, seq, delta, balance, plan, funds, position, flags, debt, row, plan_total, pinned, opened)
@@ -74,9 +74,7 @@ local function emit(m, o, kind, id, wallet, seq, delta, balance, plan, funds, po
   local pseq = redis.call('HINCRBY', m, 'pseq', 1)
   redis.call('XADD', o, epochs[m] .. '-' .. str(pseq), 's',
     table.concat({ kind, id, wallet, str(seq), str(delta), str(balance), str(plan), str(funds), str(position), flags,
-      str(debt), str(now_ms) }, '|'), 'r', row, 'e',
-    str(plan_total) .. '|' .. str(pinned or 0) .. '|' .. (opened and str(opened) or ''))
-  return epochs[m] .. '-' .. str(pseq)
+      str(debt), str(now_ms), str(plan_total), str(pinned or 0), opened and str(opened) or '' }, '|'), 'r', row)
 end
 
 -- Lots: "<pot>:<priority>:<expires_s>:<created_ms>:<lot_id>=<remaining>" joined by ','; sorted, so burn order is the string
@@ -197,7 +195,7 @@ end
 -- The outbox entry of a lot's end; its row has what the flusher needs, out of the row of the operation under way.
 local function emit_end(k, s, id, pot, key, ended, pinned, row)
   s.seq = s.seq + 1
-  local merchant = string.match(row, '"merchant_id":"([^"\\]*)"') or ''
+  local merchant = string.match(row, '^R1\31([^\31]*)\31') or string.match(row, '"merchant_id":"([^"\\]*)"') or ''
   emit(k.m, k.o, 'x', 'exp_' .. id, k.wallet, s.seq, -ended, balance_of(s), pot == 'p' and ended or 0, pot == 'f' and ended or 0, 0, '',
     s.debt, '{"merchant_id":"' .. merchant .. '","lot_key":"' .. key .. '"}', s.pa + s.ph, pinned)
 end
@@ -457,11 +455,8 @@ end
 
 -- S settle: id charge units tier_field position_lo position_hi fingerprint row keep_ms mode overdraft linked tokens ('' unknown) at_ms
 --   mode: held (only an open hold) | late (a hold, else a direct debit, flagged) | due (only a hold whose lease has ended)
---         | report (never a hold: a debit deduplicated by the record, whose fingerprint must match; sent as R, which is refused when
---           memory is full)
 --   { 'S', balance, position, flags, wseq, at_ms } | { '=S', charge } ended before | { 'RETRY', tier_counter } priced for another
---   position | { '=S', charge, id, position, flags, at_ms, row } a report's first debit, its row '' once it is in Postgres
---   | E404 no hold | E409 same id, other content | E425 lease not ended | E503
+--   position | E404 no hold | E425 lease not ended | E503
 --   flags: l = without a hold, o = above the hold, b = balance below -od afterwards, d = below zero within -od
 ops.S = { n = 14, run = function(k, i)
   local id, charge, units, tier = ARGV[i], amount(ARGV[i + 1]), amount(ARGV[i + 2]), ARGV[i + 3]
@@ -472,26 +467,20 @@ ops.S = { n = 14, run = function(k, i)
   local record = redis.call('GET', k.h)
   local hp, hf, od, linked, scoped, flags, opened = 0, 0, num(ARGV[i + 10]), ARGV[i + 11] == '1', false, '', nil
   if record and string.sub(record, 1, 1) == 'S' then
-    local z, fp0, rest = string.match(record, '^S|(%d+)|([^|]*)(.*)$')
-    if mode ~= 'report' then return { '=S', z }, after end
-    if fp0 ~= fp then return { 'E409' }, after end
-    if rest == '' then return { '=S', z }, after end  -- the end of a call, which says no more
-    return first_report(k, z, rest), after
+    return { '=S', string.match(record, '^S|(%d+)') }, after
   elseif record then
-    if mode == 'report' then return { 'E409' }, after end
     local p, f, d, l, stamp = string.match(record, '^H|(%d+)|(%d+)|(%d+)|(%d)|([^|]*)|')
     hp, hf, od, linked, scoped, opened = num(p), num(f), num(d), is_linked(l), has_scopes(l), opened_at(stamp)
     if mode == 'due' and num(redis.call('ZSCORE', k.x, id)) > now_ms then return { 'E425' }, after end
   elseif mode == 'late' then
     flags = 'l'
-  elseif mode ~= 'report' then
+  else
     return { 'E404' }, after
   end
   local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', tier ~= '' and tier or 'seq', 'pin', 'xs', 'settled')
   if not w[1] then return { 'E404' }, after end
   local position = tier ~= '' and num(w[8] or '0') or 0
   if tier ~= '' and (position < lo or position > hi) then return { 'RETRY', str(position) }, after end
-  if mode == 'report' and position + units > COUNTER_MAX then return { 'E400' }, after end
   if is_due(w[10], ARGV[i + 13]) then
     sweep(k, ARGV[i + 13], row)
     w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', 'seq', 'pin', 'xs', 'settled')
@@ -531,11 +520,9 @@ ops.S = { n = 14, run = function(k, i)
   if record then redis.call('ZREM', k.x, id) end
   if scoped then pcall(close_scopes, k, id, charge, tonumber(ARGV[i + 12])) end  -- a counter never stops money half-way
   local balance = pa + fa + ph + fh
-  local entry = emit(k.m, k.o, 's', id, k.wallet, seq, -charge, balance, plan, funds, position, flags, debt, row, pa + ph, 0,
+  emit(k.m, k.o, 's', id, k.wallet, seq, -charge, balance, plan, funds, position, flags, debt, row, pa + ph, 0,
     has_pins and opened)
-  local ended = 'S|' .. str(charge) .. '|' .. fp
-  if mode == 'report' then ended = table.concat({ ended, id, entry, str(position), flags, str(now_ms) }, '|') end
-  redis.call('SET', k.h, ended, 'PX', keep)
+  redis.call('SET', k.h, 'S|' .. str(charge) .. '|' .. fp, 'PX', keep)
   if has_pins then
     local s = load(k)
     back_pins(s.pins, opened, -hp, -hf)
@@ -545,8 +532,110 @@ ops.S = { n = 14, run = function(k, i)
   return { 'S', str(balance), str(position), flags, str(seq), str(now_ms) }, after
 end }
 
--- R report: S's arguments with mode `report`. Under another letter, because it may not run when memory is full.
-ops.R = ops.S
+-- G reports of one wallet, each debited once, without a hold and without a look at the balance: count tier_field overdraft linked
+--   at_ms keep_ms, then of each: id charge units position_lo position_hi fingerprint row. Each is answered for itself, as if it came
+--   alone after the one before it; what they share is read and written once.
+--   { now_ms, answer, ... }; an answer: 'position|flags' debited now | { 'RETRY', tier_counter } priced for another position
+--   | { '=S', charge, id, position, flags, at_ms, row } the first debit of this id, its row '' once it is in Postgres
+--   | E400 | E404 no wallet | E409 same id, other content | E503     flags: as of S
+local HEAD, EACH = 6, 7
+ops.G = {
+  size = function(i) return HEAD + EACH * tonumber(ARGV[i]) end,
+  keys = function(i) return 4 + tonumber(ARGV[i]) end,
+  run = function(k, i)
+    local count, tier, od, linked, at, keep = tonumber(ARGV[i]), ARGV[i + 1], num(ARGV[i + 2]), ARGV[i + 3] == '1', ARGV[i + 4], ARGV[i + 5]
+    local after, answers, keys = i + HEAD + EACH * count, { str(now_ms) }, {}
+    for n = 1, count do keys[n] = KEYS[k.records + n] end
+    if not ready(k.m) then
+      for n = 1, count do answers[n + 1] = { 'E503' } end
+      return answers, after
+    end
+    local records = redis.call('MGET', unpack(keys))
+    local tiered = tier ~= ''
+    local w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', tiered and tier or 'seq', 'pin', 'xs', 'settled')
+    local position = tiered and num(w[8] or '0') or 0
+    local seq, pa, fa, ph, fh, debt, lots, settled
+    local function read()
+      seq, pa, fa, ph, fh, debt, settled = num(w[1]), num(w[2]), num(w[3]), num(w[4]), num(w[5]), num(w[6]), num(w[11])
+      lots = parse(w[7])
+    end
+    local done, twins, by_increment, counted, moved = {}, {}, {}, false, false
+    for n = 1, count do
+      local j = i + HEAD + EACH * (n - 1)
+      local charge, units, fp = amount(ARGV[j + 1]), amount(ARGV[j + 2]), ARGV[j + 5]
+      local record, twin, answer = records[n], twins[keys[n]], nil
+      if charge == nil or units == nil then
+        answer = { 'E400' }
+      elseif twin then
+        answer = twin.fp == fp and { '=S', twin.charge, twin.id, twin.position, twin.flags, str(now_ms), twin.row } or { 'E409' }
+      elseif record then
+        local z, fp0, rest = string.match(record, '^S|(%d+)|([^|]*)(.*)$')
+        answer = fp0 == fp and rest ~= '' and first_report(k, z, rest) or { 'E409' }
+      elseif not w[1] then
+        answer = { 'E404' }
+      elseif tiered and (position < tonumber(ARGV[j + 3]) or position > tonumber(ARGV[j + 4])) then
+        answer = { 'RETRY', str(position) }
+      elseif position + units > COUNTER_MAX then
+        answer = { 'E400' }
+      else
+        if not seq then  -- the first that is debited
+          if is_due(w[10], at) then
+            sweep(k, at, ARGV[j + 6])
+            w = redis.call('HMGET', k.w, 'seq', 'pa', 'fa', 'ph', 'fh', 'debt', 'lots', 'seq', 'pin', 'xs', 'settled')
+          end
+          read()
+        end
+        local plan = linked and math.max(0, math.min(charge, pa)) or 0
+        local funds = charge - plan
+        if math.abs(fa - funds) > MAX then
+          answer = { 'E400' }
+        else
+          pa, fa = pa - plan, fa - funds
+          local short_plan, short_funds = plan, funds
+          for _, lot in ipairs(lots) do
+            local pot = letter(lot.key)
+            if pot == 'p' then
+              local used = math.min(lot.n, short_plan)
+              lot.n, short_plan = lot.n - used, short_plan - used
+            elseif pot == 'f' then
+              local used = math.min(lot.n, short_funds)
+              lot.n, short_funds = lot.n - used, short_funds - used
+            end
+          end
+          debt = debt + short_plan + short_funds
+          -- A sum that a double does not hold exactly is added by HINCRBY.
+          if settled + charge < MAX then settled, counted = settled + charge, true else by_increment[#by_increment + 1] = ARGV[j + 1] end
+          seq = seq + 1
+          local flags = charge > 0 and fa < 0 and (fa < -od and 'b' or 'd') or ''
+          twin = { n = n, id = ARGV[j], charge = str(charge), fp = fp, position = str(position), flags = flags, row = ARGV[j + 6] }
+          twin.facts = string.format('s|%s|%s|%d|%d|%d|%d|%d|%s|%s|%d|%s|%d|0|', twin.id, k.wallet, seq, -charge, pa + fa + ph + fh,
+            plan, funds, twin.position, flags, debt, answers[1], pa + ph)
+          twins[keys[n]], done[#done + 1] = twin, twin
+          if tiered and units > 0 then position, moved = position + units, true end
+          answer = twin.position .. '|' .. flags
+        end
+      end
+      answers[n + 1] = answer
+    end
+    if #done == 0 then return answers, after end
+    local pseq = tonumber(redis.call('HINCRBY', k.m, 'pseq', #done)) - #done
+    for n, one in ipairs(done) do
+      one.entry = epochs[k.m] .. '-' .. str(pseq + n)
+      redis.call('XADD', k.o, one.entry, 's', one.facts, 'r', one.row)
+    end
+    local fields = { 'seq', str(seq), 'pa', str(pa), 'fa', str(fa), 'lots', join(lots) }
+    if debt ~= num(w[6]) then fields[#fields + 1], fields[#fields + 2] = 'debt', str(debt) end
+    if counted then fields[#fields + 1], fields[#fields + 2] = 'settled', str(settled) end
+    if moved then fields[#fields + 1], fields[#fields + 2] = tier, str(position) end
+    redis.call('HSET', k.w, unpack(fields))
+    for _, charge in ipairs(by_increment) do redis.call('HINCRBY', k.w, 'settled', charge) end
+    for _, one in ipairs(done) do
+      redis.call('SET', keys[one.n], string.format('S|%s|%s|%s|%s|%s|%s|%s', one.charge, one.fp, one.id, one.entry, one.position,
+        one.flags, answers[1]), 'PX', keep)
+    end
+    return answers, after
+  end,
+}
 
 -- B settle billed once: claim keep_ms free_row, then S's arguments. The claim (a digest of what can be seen many times, such as a
 --   background response) names the call that was charged for it.
@@ -798,16 +887,17 @@ ops.O = { n = 0, run = function(k, i)
 end }
 
 local replies = {}
-local i = 2
+local i, b = 2, 0
 for n = 1, tonumber(ARGV[1]) do
-  local b = (n - 1) * 5
   local w = KEYS[b + 4]
-  local k = { m = KEYS[b + 1], x = KEYS[b + 2], o = KEYS[b + 3], w = w, h = KEYS[b + 5], wallet = string.match(w, ':w:(.*)$') }
+  local k = { m = KEYS[b + 1], x = KEYS[b + 2], o = KEYS[b + 3], w = w, h = KEYS[b + 5], wallet = string.match(w, ':w:(.*)$'),
+    records = b + 4 }
   local op = ops[ARGV[i]]
+  b = b + (op.keys and op.keys(i + 1) or 5)
   local ok, answer, after = pcall(op.run, k, i + 1)
   if not ok then
     answer = { 'E500', tostring(type(answer) == 'table' and answer.err or answer) }
-    after = i + 1 + op.n + (op.has_scopes and SCOPE * tonumber(ARGV[i + op.n]) or 0)
+    after = i + 1 + (op.size and op.size(i + 1) or op.n) + (op.has_scopes and SCOPE * tonumber(ARGV[i + op.n]) or 0)
   end
   replies[n], i = answer, after
 end
