@@ -43,7 +43,11 @@ P95_MS_MAX = 150.0
 FIRST_PAINT_KB_MAX = 300.0
 _WARM_UP = 2
 _AUDIT_ENTRIES = 1000
-_NO_PAGES = ("/dashboard/requests/export", "/dashboard/sign-in")
+_NO_PAGES = (
+    "/dashboard/requests/export",
+    "/dashboard/sign-in",
+    "/dashboard/steps",
+)
 _CUSTOMER = """
 WITH made AS (
   SELECT n - 1 AS n, 'wal_' || (n - 1) AS wallet_id, 'con_' || lpad((n - 1)::text, 26, '0') AS connection_id, sealed
