@@ -47,7 +47,7 @@ _NO_PAGES = (
     "/dashboard/requests/export",
     "/dashboard/sign-in",
     "/dashboard/steps",
-)
+)  # a file, a door, a part that new merchants ask for
 _CUSTOMER = """
 WITH made AS (
   SELECT n - 1 AS n, 'wal_' || (n - 1) AS wallet_id, 'con_' || lpad((n - 1)::text, 26, '0') AS connection_id, sealed

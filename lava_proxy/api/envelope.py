@@ -53,7 +53,8 @@ async def answer_errors(request: web.Request, handler: Handler) -> web.StreamRes
     except web.HTTPException as error:
         return _of_http(request, error)
     except web.RequestPayloadError:  # what came is not coded as its Content-Encoding says, or broke off
-        return error_response(400, "invalid_body", "The body cannot be read: it is broken, or not of its Content-Encoding.")
+        message = "The body cannot be read: it is broken, or not of its Content-Encoding."
+        return error_response(400, "invalid_body", message, {hdrs.CONNECTION: "close"})  # aiohttp gives this connection up
     except Exception as error:  # the last resort: the caller learns nothing of our insides
         _log_failure(request, error)
         return error_response(500, "internal_error", "Something failed here; nothing was changed by reading.")

@@ -52,7 +52,6 @@ AMOUNT_CENTS_MAX = 99_999_999
 HOLD_OFFS = (timedelta(hours=1), timedelta(hours=6), timedelta(hours=24))  # after the first, second, third decline; then suspended
 RETRIGGERED: frozenset[Purpose] = frozenset({"overage", "auto_top_up"})  # whose trigger asks again when the need is still there
 
-_BUNDLES: frozenset[Purpose] = frozenset({"auto_top_up", "bundle"})
 _PAYMENTS = UUID("5d0f6f8e-6e0d-4b50-9a6e-5b0c2f6f7a11")  # names of credits and refunds are made from the processor's in here
 _LEASE = timedelta(minutes=2)  # a confirmation without an answer for so long belongs to a dead process
 _ASKS = (timedelta(seconds=5), timedelta(seconds=15), timedelta(minutes=1), timedelta(minutes=4))  # then cancel what is unconfirmed
@@ -521,12 +520,6 @@ class Charges:
                 payment_credit_id(charge), db=db,
             )
         ]  # fmt: skip
-
-    async def _lot_id(self, charge: Charge) -> str | None:
-        """The credit that a charge has become; None where its money bought something else."""
-        is_bundle = charge.purpose in _BUNDLES and self._effects.get(charge.purpose) != self._fund
-        credit_id = bundle_credit_id(charge) if is_bundle else payment_credit_id(charge)
-        return credit_id if credit_id in await self._store.credited_nanos([credit_id]) else None
 
     # -- notices
 

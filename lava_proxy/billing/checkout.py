@@ -11,7 +11,7 @@ it, also after a crash. A payment is named by the session and its number (`charg
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -98,6 +98,9 @@ class Visit:
         return hash_of(self.token)
 
 
+Note = Callable[[Any, CheckoutSession], Awaitable[None]]
+
+
 class Checkout:
     """Every step of checkouts and customer pages. Raises CallerError in words for who is paying, StoreError and UpstreamError."""
 
@@ -157,9 +160,11 @@ class Checkout:
         plan_id: str | None = None,
         credit_bundle_id: str | None = None,
         reference_id: str | None = None,
-        db: Any = None,
+        note: Note | None = None,
     ) -> CheckoutSession:
-        """A session, open for a day, in the caller's transaction `db`. `customer`: an id, reference id or connection secret.
+        """A session, open for a day. `customer`: an id, reference id or connection secret.
+
+        `note(db, session)` runs in the transaction that makes it.
 
         Raises NotFound naming what is not the merchant's, Conflict `bundle_needs_subscription`, and CallerError 501 where no
         messages can be sent or no cards be taken.
@@ -173,24 +178,34 @@ class Checkout:
             raise no_processor()
         if bundle is not None and connection is not None:
             await self._check_bundle(connection, bundle.plan_id)
-        return await self._store.create(
-            merchant_id, mode, origin_url=origin_url, is_test=is_test, offer=_offer(plan, bundle), reference_id=reference_id,
-            connection_id=None if connection is None else connection.connection_id, plan_id=plan_id,
-            credit_bundle_id=credit_bundle_id, db=db,
-        )  # fmt: skip
+        async with self._store.transaction() as db:
+            made = await self._store.create(
+                merchant_id, mode, origin_url=origin_url, is_test=is_test, offer=_offer(plan, bundle), reference_id=reference_id,
+                connection_id=None if connection is None else connection.connection_id, plan_id=plan_id,
+                credit_bundle_id=credit_bundle_id, db=db,
+            )  # fmt: skip
+            if note is not None:
+                await note(db, made)
+        return made
 
-    async def create_portal(self, connection: Connection, *, origin_url: str, is_test: bool, db: Any = None) -> CheckoutSession:
-        """A visit to a customer's own page."""
+    async def create_portal(
+        self, connection: Connection, *, origin_url: str, is_test: bool, note: Note | None = None
+    ) -> CheckoutSession:
+        """A visit to a customer's own page. `note` as for `create`."""
         self._verification.check_available()
-        return await self._store.create(
-            connection.merchant_id,
-            "portal",
-            origin_url=origin_url,
-            is_test=is_test,
-            offer={},
-            connection_id=connection.connection_id,
-            db=db,
-        )
+        async with self._store.transaction() as db:
+            made = await self._store.create(
+                connection.merchant_id,
+                "portal",
+                origin_url=origin_url,
+                is_test=is_test,
+                offer={},
+                connection_id=connection.connection_id,
+                db=db,
+            )
+            if note is not None:
+                await note(db, made)
+        return made
 
     async def _subjects(
         self, merchant_id: str, customer: str | None, plan_id: str | None, credit_bundle_id: str | None

@@ -314,8 +314,15 @@ def _quantity(usage: Usage, unit: str) -> int:
     if unit in SECONDS:
         return max(0, microseconds(usage, unit))
     if unit == "web_search_requests":
+        if unit in usage.unshown:
+            return max(0, _unshown(usage, unit))
         return next((usage.count(name) for name in WEB_SEARCH_UNITS if usage.count(name) > 0), 0)
     return max(0, usage.count(unit))
+
+
+def _unshown(usage: Usage, unit: str) -> int:
+    value = usage.unshown.get(unit, 0)
+    return value if isinstance(value, int) else 0
 
 
 def microseconds(usage: Usage, unit: str) -> int:
@@ -345,7 +352,7 @@ def _cost_with_specials(
                 # Audio billed by the hour: its tokens are in input_tokens, but are not billed a second time.
                 plain -= min(max(0, usage.count(unit)), plain)
             continue
-        amount, from_cache = max(0, usage.count(unit)), max(0, usage.count(cached_unit), usage.overlaps.get(cached_unit, 0))
+        amount, from_cache = max(0, usage.count(unit)), max(0, usage.count(cached_unit), _unshown(usage, cached_unit))
         if from_cache > min(amount, cached_left):
             from_cache, anomaly = min(amount, cached_left), True
         # Few report where modality and cache overlap; what does not fit beside the cache must have come from it.
@@ -492,8 +499,8 @@ class PriceBook:
         if price is None:
             return None
         total = cost(price, usage)
-        others = usage.units.get("other_models")
-        for name, units in others.items() if isinstance(others, Mapping) else ():
+        told = (usage.units.get("other_models"), usage.unshown.get("other_models"))
+        for name, units in (pair for others in told if isinstance(others, Mapping) for pair in others.items()):
             if not isinstance(units, Mapping):
                 continue
             # A helper model without a price of its own (an advisor too new for the table) is billed as the main one.

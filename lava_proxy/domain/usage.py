@@ -44,12 +44,13 @@ class Usage:
     pages_processed, web_search_requests, provider_cost_usd ...) appear only when the provider reported them. Counts are
     int; seconds and dollars are Decimal, read from the JSON text; `other_models` and the like are nested mappings.
 
-    `overlaps` are counts that only a price asks for, and that no row shows: how much of a kind of input came from the cache
-    (`cached_input_audio_tokens` ...), where the provider says so.
+    `unshown` is what only a price asks for, and no row shows: how much of a kind of input came from the cache
+    (`cached_input_audio_tokens` ...), how many of the searches are billed (`web_search_requests`), and what a tool's own model
+    used (`other_models`), where the provider says so.
     """
 
     units: Mapping[str, UnitValue] = field(default_factory=dict)
-    overlaps: Mapping[str, int] = field(default_factory=dict, compare=False)
+    unshown: Mapping[str, UnitValue] = field(default_factory=dict, compare=False)
 
     def count(self, name: str) -> int:
         """An integer unit, 0 when absent."""

@@ -18,6 +18,7 @@ from lava_proxy.domain.errors import CallerError
 from lava_proxy.domain.limits import RequestShape
 from lava_proxy.providers.base import Provider
 from lava_proxy.wire import json_scan
+from lava_proxy.wire.plain_path import has_dot_segment, plain_path
 
 Form = Literal["u", "path", "alias"]
 
@@ -45,7 +46,6 @@ _MODEL_MEMBER = re.compile(rb'"model"\s*:\s*("(?:[^"\\]|\\.)*")')
 _SCHEME = re.compile(r"(https?):/{1,2}(?=[^/])", re.IGNORECASE)
 _ENCODED_SCHEME = re.compile(r"https?%3a", re.IGNORECASE)
 _FORBIDDEN = re.compile(r"[\x00-\x20\x7f-\U0010ffff\\]")
-_DOT_SEGMENT = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 _VERSION = re.compile(r"v\d+(?:alpha|beta)?\d*")
 # openai-python 3 and newer join a base of `...?u=https://host/v1` and `chat/completions` without a slash between them.
 _API_WORDS = (
@@ -294,9 +294,9 @@ class _Resolver:
         query, credential, metadata = _own_parameters(params)
         _refuse_strange(path)
         _refuse_strange(query)
-        if _DOT_SEGMENT.search(path):
+        if has_dot_segment(path):
             raise _not_supported("A path with . or .. segments is not forwarded.")
-        if _BYPASS.search(unquote(path).lower().rstrip("/")):
+        if _BYPASS.search(plain_path(path).lower()):
             raise _not_supported(
                 "Credentials and channels that go to the provider directly are not handed out, because nothing would meter them; "
                 f"open a WebSocket here instead, at {FORWARD}/<provider>/v1/realtime."

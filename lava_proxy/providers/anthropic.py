@@ -92,25 +92,23 @@ class CompleteReader(MessagesReader):
 def messages_usage(raw_usage: Mapping[str, Any]) -> Usage | None:
     """A (merged) Messages usage object in our units; None when it counts nothing.
 
-    `iterations` of type compaction are not in the top-level counts, so message and compaction iterations are summed; an
-    advisor's iteration is billed at its own model's rate and stands under `other_models`. With a fallback_message the
-    top level is already right.
+    `iterations` of type compaction are not in the top-level counts, so they are added; message iterations are, and their sum
+    stands where the top level understates it. An advisor's iteration is billed at its own model's rate and stands under
+    `other_models`. With a fallback_message the top level is right: what a declined model's iterations used is not billed.
     """
     if not any(name in raw_usage for name in ("input_tokens", "output_tokens")):
         return None
     iterations = items(raw_usage.get("iterations"))
-    own = [iteration for iteration in iterations if iteration.get("type") in ("message", "compaction")]
+    own = [iteration for iteration in iterations if iteration.get("type") == "message"]
+    compactions = [iteration for iteration in iterations if iteration.get("type") == "compaction"]
     if any(iteration.get("type") == "fallback_message" for iteration in iterations):
         own = []
-    summed = {name: _greater(raw_usage, own, name) for name in _COUNTS}
+    summed = {name: _greater(raw_usage, own, name) + sum(count(one, name) for one in compactions) for name in _COUNTS}
     uncached = summed["input_tokens"]
     cached = summed["cache_read_input_tokens"]
     cache_write = summed["cache_creation_input_tokens"]
     split = mapping(raw_usage.get("cache_creation"))
-    cache_write_1h = max(
-        count(split, "ephemeral_1h_input_tokens"),
-        sum(count(mapping(iteration.get("cache_creation")), "ephemeral_1h_input_tokens") for iteration in own),
-    )
+    cache_write_1h = max(count(split, _WRITTEN_1H), _written_1h(own)) + _written_1h(compactions)
     server_tools = mapping(raw_usage.get("server_tool_use"))
     return token_usage(
         uncached + cached + cache_write,
@@ -129,12 +127,17 @@ def messages_usage(raw_usage: Mapping[str, Any]) -> Usage | None:
     )
 
 
+_WRITTEN_1H = "ephemeral_1h_input_tokens"
 _COUNTS = (*_INPUTS, "output_tokens")
 
 
 def _greater(raw_usage: Mapping[str, Any], iterations: list[Mapping[str, Any]], name: str) -> int:
-    """The top level and the iterations both understate in some answers; neither overstates."""
+    """The top level and its iterations both understate in some answers; neither overstates."""
     return max(count(raw_usage, name), sum(count(iteration, name) for iteration in iterations))
+
+
+def _written_1h(iterations: list[Mapping[str, Any]]) -> int:
+    return sum(count(mapping(iteration.get("cache_creation")), _WRITTEN_1H) for iteration in iterations)
 
 
 def _other_models(iterations: list[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
@@ -152,7 +155,7 @@ def _other_models(iterations: list[Mapping[str, Any]]) -> dict[str, dict[str, in
             "cache_write_tokens": cache_write,
             "reasoning_tokens": count(mapping(iteration.get("output_tokens_details")), "thinking_tokens"),
         }
-        written_1h = count(mapping(iteration.get("cache_creation")), "ephemeral_1h_input_tokens")
+        written_1h = _written_1h([iteration])
         units.update({"cache_write_1h_tokens": written_1h} if written_1h else {})
         known = models.setdefault(model, {})
         for name, value in units.items():

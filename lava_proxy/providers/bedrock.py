@@ -62,14 +62,23 @@ class ConverseReader(UsageReader):
 
 
 class InvokeReader(MessagesReader):
-    """invoke and invoke-with-response-stream: Anthropic's bodies, and Nova's, Llama's, Titan's, Mistral's, Cohere's."""
+    """invoke and invoke-with-response-stream: Anthropic's bodies, and Nova's, Llama's, Titan's, Mistral's, Cohere's.
+
+    A body names the model as its maker does; what AWS bills is the one that the URL names, with its region (`global.`, `us.`).
+    So the body's name stands only where the URL names none.
+    """
 
     text = text_values("text", "partial_json", "thinking", "generation", "outputText", "completion", "content", "input")
 
-    def __init__(self) -> None:
+    def __init__(self, asked_model: str | None = None) -> None:
         super().__init__()
+        self._is_named = "." in (asked_model or "").rpartition("/")[2]  # `vendor.model`, not an application's profile
         self._metrics: Usage | None = None
         self._counts: dict[str, int] = {}
+
+    def identify(self, model: object, response_id: object, service_tier: object = None) -> None:
+        """As for every reader, but for a model that the URL has named already."""
+        super().identify(None if self._is_named else model, response_id, service_tier)
 
     def concerns(self, block: bytes) -> bool:
         return (

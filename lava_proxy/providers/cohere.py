@@ -63,19 +63,22 @@ class CohereReader(UsageReader):
 def cohere_usage(raw_usage: Mapping[str, Any]) -> Usage | None:
     """A `usage` or `meta` object in our units; None when nothing is billed by it.
 
-    Images of an embedding are tokens beside the text's, so they are added to the input.
+    Images of an embedding are tokens beside the text's, so they are added to the input (or to `text_tokens`, where the two are
+    told apart).
     """
     billed, tokens = mapping(raw_usage.get("billed_units")), mapping(raw_usage.get("tokens"))
     others = present(
         search_units=count(billed, "search_units"),
         classifications=count(billed, "classifications"),
         images=count(billed, "images"),
+        pages_processed=count(billed, "pages"),
     )
     image_tokens = count(billed, "image_tokens")
-    if not image_tokens and all(count_or_none(billed.get(name)) is None for name in ("input_tokens", "output_tokens")):
+    named = ("input_tokens", "text_tokens", "output_tokens")
+    if not image_tokens and all(count_or_none(billed.get(name)) is None for name in named):
         return Usage(others) if others else None
     return token_usage(
-        count(billed, "input_tokens") + image_tokens,
+        count(billed, "text_tokens", "input_tokens") + image_tokens,
         count(billed, "output_tokens"),
         cached=0,
         cache_write=0,

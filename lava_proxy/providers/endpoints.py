@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import parse_qsl, unquote
 
+from lava_proxy.wire.plain_path import plain_path
+
 TOKEN_APIS = frozenset(
     {
         "chat",
         "completions",
         "responses",
+        "decisions",
         "embeddings",
         "messages",
         "complete",
@@ -79,6 +82,7 @@ _SUFFIXES = (
     ("/responses/input_tokens", "count_tokens"),
     ("/responses/compact", "responses"),
     ("/responses", "responses"),
+    ("/decisions", "decisions"),
     ("/embeddings", "embeddings"),
     ("/multimodalembeddings", "embeddings"),
     ("/contextualizedembeddings", "embeddings"),
@@ -132,10 +136,7 @@ _RUN_ITEM = re.compile(r"/threads/[^/]+/runs/[^/]+$")
 _CANCEL = re.compile(r"/(responses|predictions|interactions|runs)/[^/]+/cancel$")
 _GOOGLE_CALL = re.compile(r"/([^/]+?)(?::|%3[Aa])([A-Za-z]+)$")
 _MODEL_ID_MAX = 256
-_DECODINGS_MAX = 3
-_PARAMETERS = re.compile(r";[^/]*")
 _SLASHES = re.compile(r"[/\\]+")
-_END = re.compile(r"[?#\0]")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,7 +163,7 @@ def endpoint_of(method: str, path: str, query: str) -> Endpoint:
     found = _endpoint(method, path, query)
     if _is_metered(found):
         return found
-    plain = _plain(path)
+    plain = plain_path(path)
     return next(
         (other for other in (_endpoint(method, plain, query), _endpoint(method, plain.lower(), query)) if _is_metered(other)), found
     )
@@ -174,15 +175,6 @@ def _endpoint(method: str, path: str, query: str) -> Endpoint:
 
 def _is_metered(endpoint: Endpoint) -> bool:
     return endpoint.billable and endpoint.api != "other"
-
-
-def _plain(path: str) -> str:
-    """A path without escapes, segments' parameters, doubled slashes, space at its end and what a later decoding would cut off."""
-    for _ in range(_DECODINGS_MAX):
-        path, before = unquote(path), path
-        if path == before:
-            break
-    return _SLASHES.sub("/", _PARAMETERS.sub("", _END.split(path, 1)[0])).rstrip("/ \t\r\n.")
 
 
 def _posted(path: str) -> Endpoint:

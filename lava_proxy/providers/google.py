@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lava_proxy.domain.prices import INPUT_MODALITIES
-from lava_proxy.domain.usage import Usage, token_usage
+from lava_proxy.domain.usage import UnitValue, Usage, token_usage
 from lava_proxy.providers.usage_reader import (
     UsageReader,
     count,
@@ -114,7 +114,7 @@ class GenerateContentReader(UsageReader):
         if latest is not None:
             self._parse(latest)
         if self.usage is not None and self._queries:
-            self.usage = Usage({**self.usage.units, "google_search_queries": self._queries}, self.usage.overlaps)
+            self.usage = Usage({**self.usage.units, "google_search_queries": self._queries}, self.usage.unshown)
 
     def read_usage(self, raw_usage: Mapping[str, Any]) -> Usage | None:
         return generate_usage(raw_usage)
@@ -185,8 +185,8 @@ def generate_usage(metadata: Mapping[str, Any]) -> Usage | None:
             tool_use_prompt_tokens=tool_use,
         ),
     )
-    overlaps = cached_kinds(_modalities(metadata.get("cacheTokensDetails")))
-    return Usage(usage.units, overlaps) if overlaps else usage
+    unshown = cached_kinds(_modalities(metadata.get("cacheTokensDetails")))
+    return Usage(usage.units, unshown) if unshown else usage
 
 
 def _is_from_maps(candidate: Mapping[str, Any]) -> bool:
@@ -194,9 +194,9 @@ def _is_from_maps(candidate: Mapping[str, Any]) -> bool:
     return isinstance(grounding, dict) and any("maps" in chunk for chunk in items(grounding.get("groundingChunks")))
 
 
-def cached_kinds(by_modality: Mapping[str, int]) -> dict[str, int]:
+def cached_kinds(by_modality: Mapping[str, int]) -> dict[str, UnitValue]:
     """How much of each kind of input came from the cache, as a price asks for it."""
-    kinds = {f"cached_input_{name}_tokens": by_modality.get(name.upper(), 0) for name in INPUT_MODALITIES}
+    kinds: dict[str, UnitValue] = {f"cached_input_{name}_tokens": by_modality.get(name.upper(), 0) for name in INPUT_MODALITIES}
     return {unit: count for unit, count in kinds.items() if count}
 
 

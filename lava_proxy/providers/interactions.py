@@ -52,6 +52,8 @@ class InteractionsReader(UsageReader):
             return False
         interaction = event.get("interaction")
         if not isinstance(interaction, dict):
+            told = event.get("usage")  # on the way, with a change of status
+            self.usage = (self.read_usage(told) if isinstance(told, dict) else None) or self.usage
             return True
         self._read(interaction)
         if kind in _ENDS:
@@ -82,7 +84,7 @@ class InteractionsReader(UsageReader):
         inputs = _modalities(raw_usage.get("input_tokens_by_modality") or raw_usage.get("inputTokensByModality"))
         outputs = _modalities(raw_usage.get("output_tokens_by_modality") or raw_usage.get("outputTokensByModality"))
         searches = self._searches(raw_usage.get("grounding_tool_count") or raw_usage.get("groundingToolCount"))
-        overlaps = cached_kinds(_modalities(raw_usage.get("cached_tokens_by_modality") or raw_usage.get("cachedTokensByModality")))
+        unshown = cached_kinds(_modalities(raw_usage.get("cached_tokens_by_modality") or raw_usage.get("cachedTokensByModality")))
         usage = token_usage(
             count(raw_usage, "total_input_tokens", "totalInputTokens") + tool_use,
             count(raw_usage, "total_output_tokens", "totalOutputTokens") + thoughts,
@@ -100,7 +102,7 @@ class InteractionsReader(UsageReader):
                 google_search_queries=searches,
             ),
         )
-        return Usage(usage.units, overlaps)
+        return Usage(usage.units, unshown)
 
     def _searches(self, grounding: object) -> int:
         """Web searches; of other tools that were used only that they were."""

@@ -6,6 +6,7 @@ provider's name picks the dialect. A host's `family` in providers.toml only says
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,8 @@ _NEEDS_MODEL = frozenset({"chat", "completions", "responses", "embeddings", "mes
 _BACKGROUND_APIS = ("responses", "interactions")
 _MODEL_BYTES_MAX = 256
 _PRICED_BY = ("inference_geo", "speed")  # Anthropic's
+
+_LOCATION = re.compile(r"/locations/([^/]+)/publishers/anthropic/")
 
 _OPAQUE_TYPES = ("audio/", "image/", "video/", "application/octet-stream")
 
@@ -72,7 +75,7 @@ class ModelApis:
             spliced=spliced is not None,
             ceiling=ceiling(endpoint.api, body, document, self._default_output_tokens_max),
             service_tier=_service_tier(document),
-            facts=facts_of({name: document.get(name) for name in _PRICED_BY}),
+            facts=facts_of({name: document.get(name) for name in _PRICED_BY}, {"endpoint": _vertex_endpoint(path)}),
             deferred=endpoint.api == "predictions" or (endpoint.api in _BACKGROUND_APIS and document.get("background") is True),
             open_ended=stream and not names_a_limit(endpoint.api, document),
         )
@@ -107,8 +110,15 @@ class ModelApis:
 
 def _service_tier(document: Mapping[str, Any]) -> str | None:
     """The tier that is asked for by name; "auto" and "default" leave it to the provider."""
-    tier = document.get("service_tier")
+    tier = document.get("service_tier") or document.get("serviceTier")  # Bedrock's is an object
+    tier = tier.get("type") if isinstance(tier, dict) else tier
     return tier[:64] if isinstance(tier, str) and tier not in ("", "auto", "default", "standard", "standard_only") else None
+
+
+def _vertex_endpoint(path: str) -> str | None:
+    """Vertex bills Anthropic's newer models a tenth more where the location is not `global`."""
+    location = _LOCATION.search(path)
+    return None if location is None or location[1] == "global" else "regional"
 
 
 def _json_object(endpoint: Endpoint, content_type: str, body: bytes) -> Mapping[str, Any] | None:

@@ -86,6 +86,11 @@ class ImagesReader(MediaReader):
         self.facts = tuple((name, value) for name in ("size", "quality") if isinstance(value := body.get(name), str)) or self.facts
         is_image = str(body.get("type")).endswith(".completed")
         self._images(max(len(items(body.get("data"))), self.marks, 1 if is_image else 0))
+        authored = mapping(body.get("svg_usage"))  # by another model: openai/types/images_response.py, SvgUsage
+        tokens = chat_usage(authored)
+        if tokens is not None and self.usage is not None:
+            others = {str(authored.get("model"))[:256]: dict(tokens.units)}
+            self.usage = Usage({**self.usage.units, "other_models": others})
 
     def fragment(self, raw: bytes, *, is_final: bool) -> None:
         super().fragment(raw, is_final=is_final)

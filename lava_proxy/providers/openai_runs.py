@@ -36,6 +36,7 @@ class RunsReader(ChatReader):
         run = json_scan.loads(data) if name == "error" or name.startswith("thread.run.") else None
         if isinstance(run, dict) and run.get("object") == "thread.run":
             self.document(run, data)
+            self.deferred = self.final  # a stream that breaks is estimated: nobody may ever fetch its run
         elif name == "error":
             self.error = True
         return name != "error" and not name.endswith(".completed")

@@ -32,6 +32,7 @@ _BILLS_RERANKED_TOKENS = frozenset({"voyage"})
 _READERS: Mapping[str, Callable[[], UsageReader]] = {
     "responses": ResponsesReader,
     "responses_retrieve": ResponsesReader,
+    "decisions": ResponsesReader,
     "messages": MessagesReader,
     "complete": CompleteReader,
     "predict": PredictReader,
@@ -43,7 +44,6 @@ _READERS: Mapping[str, Callable[[], UsageReader]] = {
     "runs": RunsReader,
     "runs_retrieve": RunsReader,
     "converse": ConverseReader,
-    "invoke": InvokeReader,
     "cohere_chat": CohereReader,
     "embed": CohereReader,
     "ollama": OllamaReader,
@@ -77,6 +77,8 @@ def reader_of(provider: Provider, call: Call) -> UsageReader | None:
         reader = _DIALECT_READERS[call.api](_DIALECTS.get(provider.name, "openai"))
     elif call.api in ("interactions", "interactions_retrieve"):
         reader = InteractionsReader(is_job=call.deferred or call.api == "interactions_retrieve")
+    elif call.api == "invoke":
+        reader = InvokeReader(call.model)
     elif call.api == "rerank":
         reader = RerankReader(total_is_billed=provider.name in _BILLS_RERANKED_TOKENS)
     elif call.api in _READERS:

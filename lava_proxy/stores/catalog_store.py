@@ -390,12 +390,12 @@ class CatalogStore(Database):
         )  # fmt: skip
         return Meter(meter_id=meter_id, merchant_id=merchant_id, version=version, created_at=now, secret=secret)
 
-    async def meter(self, merchant_id: str, reference: str) -> Meter | None:
+    async def meter(self, merchant_id: str, reference: str, *, db: Any = None) -> Meter | None:
         """By meter id, slug or secret; only of this merchant and not archived; with its newest version."""
         row = await self._row(
             f"SELECT {_METER_COLUMNS} {_METER_FROM} WHERE m.merchant_id = $1 AND m.archived_at IS NULL"
             " AND (m.meter_id = $2 OR m.meter_slug = $2 OR m.secret_hash = $3) ORDER BY (m.meter_id = $2) DESC LIMIT 1",
-            merchant_id, reference, hash_of(reference),
+            merchant_id, reference, hash_of(reference), db=db,
         )  # fmt: skip
         return None if row is None else self._meter(row)
 

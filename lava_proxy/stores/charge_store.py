@@ -565,16 +565,19 @@ class ChargeStore:
         return [(row["subscription_id"], row["start_at"]) for row in rows]
 
     async def save_refund(self, db: Any, back: MoneyBack, now: datetime) -> None:
-        await db.execute(
+        """Write a refund or dispute, or what has become of it. Raises Conflict where another charge's has its id."""
+        done = await db.execute(
             f"""INSERT INTO refund ({_MONEY_BACK}, updated_at)
             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
             ON CONFLICT (refund_id) DO UPDATE SET processor_ref = EXCLUDED.processor_ref, clawed_cents = EXCLUDED.clawed_cents,
             state = EXCLUDED.state, amount_cents = EXCLUDED.amount_cents, adjustments = EXCLUDED.adjustments,
             lot_nanos = EXCLUDED.lot_nanos, funds_nanos = EXCLUDED.funds_nanos,
-            updated_at = EXCLUDED.updated_at""",
+            updated_at = EXCLUDED.updated_at WHERE refund.charge_id = EXCLUDED.charge_id""",
             *(getattr(back, name) for name in MoneyBack.__dataclass_fields__),
             now,
         )
+        if not str(done).endswith(" 1"):
+            raise Conflict("This id was used for the refund of another payment; nothing was refunded.")
 
     async def unfinished_refunds(self, processor: str, before: datetime, limit: int) -> list[str]:
         """Charges with a refund that was asked for and not answered, or is not final, untouched since `before`."""

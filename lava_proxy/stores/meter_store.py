@@ -69,7 +69,7 @@ class MeterStore(Database):
         for _ in range(_TRIES):
             try:
                 return await self._catalog.create_meter(
-                    merchant_id, name=name, slug=slug or await self._free_slug(merchant_id, name), rate_type=rate_type,
+                    merchant_id, name=name, slug=slug or await self._free_slug(merchant_id, name, db), rate_type=rate_type,
                     tier_type=tier_type, tiers=tiers, token_basis=token_basis, db=db,
                 )  # fmt: skip
             except Conflict:
@@ -77,12 +77,13 @@ class MeterStore(Database):
                     raise
         raise Conflict("Other meters of this name are being made; try again, or name a meter_slug.", code="meter_slug_taken")
 
-    async def _free_slug(self, merchant_id: str, name: str) -> str:
+    async def _free_slug(self, merchant_id: str, name: str, db: Any) -> str:
         base = slug_of(name)
         rows = await self._rows(
             "SELECT meter_slug FROM meter WHERE merchant_id = $1 AND (meter_slug = $2 OR starts_with(meter_slug, $2 || '-'))",
             merchant_id,
             base,
+            db=db,
         )
         taken = {row["meter_slug"] for row in rows}
         numbered = (f"{base}-{number}" for number in range(2, len(taken) + 2))
@@ -99,7 +100,7 @@ class MeterStore(Database):
         db: Any = None,
     ) -> Meter | None:
         """The meter with what is named changed; None when it is not there or archived. Nothing new adds no version."""
-        meter = await self._catalog.meter(merchant_id, meter_id)
+        meter = await self._catalog.meter(merchant_id, meter_id, db=db)
         if meter is None:
             return None
         async with self._transaction(db) as db:

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.async_playwright import Axe
+from playwright import async_api, sync_api
 from playwright.async_api import Browser, Frame, Page, async_playwright
 
 MISSING = "chromium is missing: apt-get install -y chromium (./lava test does it as root)"
+for _expect in (async_api.expect, sync_api.expect):
+    _expect.set_options(timeout=20_000)  # a loaded machine takes a while to show what was done
 needs_chromium = pytest.mark.skipif(shutil.which("chromium") is None, reason=MISSING)
 _FLAGS = [
     "--disable-quic",

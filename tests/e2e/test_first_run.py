@@ -289,7 +289,7 @@ def test_a_stranger_gets_from_an_empty_installation_to_a_charged_call_by_what_th
             finally:
                 Provider.may_answer.set()
             assert json.loads(answer.result(60))["choices"][0]["message"]["content"] == "Hello there."
-        expect(tail.locator("tr", has_text="completed")).to_have_count(1, timeout=30_000)
+        expect(tail.locator("tr", has_text="completed")).to_have_count(1)
         expect(overview.get_by_text("The first call has been made.")).to_be_visible(timeout=30_000)
         expect(overview.locator("#first-steps")).to_contain_text("5 of 5 done")
 
@@ -301,7 +301,7 @@ def test_a_stranger_gets_from_an_empty_installation_to_a_charged_call_by_what_th
         program = page.locator("#code-python-openai").text_content()
         assert program is not None and made["secret_key"] not in program
         assert terminal.run_python(program) == "Hello there.\n"
-        expect(tail.locator("tr", has_text="completed")).to_have_count(2, timeout=30_000)
+        expect(tail.locator("tr", has_text="completed")).to_have_count(2)
 
         # Each row says its charge to the nano-dollar, and so do balance, ledger and file.
         charges = []
@@ -347,7 +347,7 @@ def test_dev_leads_to_a_charged_call_by_what_it_prints(browser: Browser, tmp_pat
         expect(steps).to_contain_text("sandbox answers for anthropic, google and openai")
         first, what_it_cost = re.findall(r"^(curl .*?)\n\n", printed, re.MULTILINE | re.DOTALL)
         assert "Hello" in terminal.paste(first) or "hello" in terminal.paste(first)
-        expect(steps).to_contain_text("5 of 5 done", timeout=30_000)
+        expect(steps).to_contain_text("5 of 5 done")
         steps.get_by_role("link").click()
         page.locator("tr", has_text="completed").first.wait_for()
         row = json.loads(terminal.paste(what_it_cost))["data"][0]

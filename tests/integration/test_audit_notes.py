@@ -5,6 +5,7 @@ Each act is tried with an entry that fails, after which everything is as it was;
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ from tests.integration.api_world import USD, Shop, Stores, open_shop, opened_sto
 OUTSIDE = {
     "/dashboard/sign-out", "/dashboard/sign-out-everywhere", "/auth/connect", "/dashboard/token", "/dashboard/meters/quote",
     "/dashboard/settings/branding/preview", "/dashboard/sign-in", "/dashboard/meters/{meter}/secret",
-    "/dashboard/checkouts/{session}/email",
+    "/dashboard/checkouts/{session}/email", "/dashboard/steps/hide",
 }  # fmt: skip
 TABLES = (
     "merchant", "secret_key", "provider_key", "spend_key", "webhook", "webhook_secret", "event", "delivery", "meter",
@@ -256,6 +257,23 @@ async def test_what_the_api_ends_or_moves_and_its_entry_are_both_there_or_neithe
             (entry,) = await world.audit_log.many(shop.merchant.merchant_id, limit=1)
             assert (entry.object_id, entry.actor.kind) == (object_id, "key"), action
             assert entry.actor.name == f"API key {shop.key[:9]}...{shop.key[-4:]}" and entry.actor.id.startswith("sk_")
+
+
+async def test_a_form_that_is_sent_twice_at_once_is_one_act_with_one_entry(world: DashboardWorld) -> None:
+    shop = await open_shop(world.stores, "one")
+    form = {"direction": "add", "amount": "5", "reason": "Sorry", "adjust_id": new_id("adj")}
+    async with world.browser(shop) as browser:
+        address = f"/dashboard/customers/{shop.customer.connection_id}/adjust"
+        answers = await asyncio.gather(*(browser.post(address, form) for _ in range(4)))
+    assert {answer.status for answer in answers} == {303}
+    (entry,) = await world.audit_log.many(shop.merchant.merchant_id)
+    assert (entry.action, entry.after) == (
+        "customer.adjust", {"adjust_id": form["adjust_id"], "amount_nanos": 5 * USD, "reason": "Sorry"},
+    )  # fmt: skip
+    (kept,) = await world.stores.pool.fetch("SELECT adjust_id, made_by FROM adjustment")
+    assert (kept["adjust_id"], kept["made_by"]) == (form["adjust_id"], "dashboard")
+    state = (await world.stores.outbox.wallet_states([shop.customer.wallet_id]))[shop.customer.wallet_id]
+    assert state is not None and state.balance_nanos == 30 * USD
 
 
 async def test_a_key_that_ends_itself_is_named_in_the_entry(world: DashboardWorld) -> None:

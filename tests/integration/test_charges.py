@@ -476,6 +476,21 @@ async def test_a_refund_takes_back_what_was_credited_once(cards: CardWorld) -> N
     assert await clawed(cards, wallet_id) == 2500
 
 
+async def test_a_refunds_id_belongs_to_one_charge(striped: CardWorld) -> None:
+    """75: the id comes with a form; that of another charge's refund must not make it forget what it took."""
+    assert striped.fake is not None
+    wallet_id, _ = await striped.payer()
+    first, second = await striped.pay(wallet_id), await striped.pay(wallet_id)
+    await striped.charges.refund(first.charge_id, 1000, "x", refund_id="ref_a")
+    before = await striped.store.refunds(first.charge_id)
+    with pytest.raises(Conflict):
+        await striped.charges.refund(second.charge_id, 700, "x", refund_id="ref_a")
+    assert await striped.store.refunds(first.charge_id) == before and await striped.store.refunds(second.charge_id) == []
+    assert await striped.processor.refunds(second.processor_ref) == []
+    await striped.charges.sync_refunds(first.charge_id)
+    assert await clawed(striped, wallet_id) == 1000
+
+
 async def clawed(cards: CardWorld, wallet_id: str) -> int:
     """What adjustments took from a wallet, in cents."""
     rows = await cards.world.fetch("SELECT amount_nanos FROM credit WHERE kind = 'adjust' AND wallet_id = $1", wallet_id)

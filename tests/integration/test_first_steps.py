@@ -33,7 +33,7 @@ async def signed_in(world: DashboardWorld, browser: Browser, merchant: Merchant)
 def steps_of(page: str) -> dict[str, tuple[bool, str]]:
     """Step -> (is it done, where its button leads)."""
     found = {}
-    for name, inner in re.findall(r'<li class="step[^"]*" id="step-(\w+)"[^>]*>(.*?)</li>', page, re.DOTALL):
+    for name, inner in re.findall(r'<li class="first-step[^"]*" id="step-(\w+)"[^>]*>(.*?)</li>', page, re.DOTALL):
         link = re.search(r'class="btn[^"]*" href="([^"]+)"', inner)
         found[name] = ("Done:" in inner, link[1] if link else "")
     return found

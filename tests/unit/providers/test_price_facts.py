@@ -262,3 +262,71 @@ def test_what_an_images_api_generates_is_priced_as_images_also_where_it_does_not
     assert nanos("openai", "gpt-image-1.5", token_usage(0, 1_000, images=1)) == 1_000 * 32_000
     partly = token_usage(0, 1_000, images=1, output_image_tokens=600)
     assert nanos("openai", "gpt-image-1.5", partly) == 600 * 32_000 + 400 * 10_000
+
+
+@pytest.mark.parametrize(
+    ("location", "model", "percent"),
+    [
+        ("global", "claude-sonnet-4-5@20250929", 100),
+        ("us-east5", "claude-sonnet-4-5@20250929", 110),
+        ("eu", "claude-haiku-4-5@20251001", 110),
+        ("us-east5", "claude-3-7-sonnet@20250219", 100),
+    ],
+)
+def test_a_region_of_vertex_costs_a_tenth_more_since_sonnet_45(location: str, model: str, percent: int) -> None:
+    """B5: the URL says where, and nothing in the answer does."""
+    path = f"/v1/projects/p/locations/{location}/publishers/anthropic/models/{model}:rawPredict"
+    call = inspect(path, {"messages": [], "max_tokens": 5})
+    usage = token_usage(10_000, 1_000)
+    assert nanos("google", model, usage, **dict(call.facts)) * 100 == nanos("google", model, usage) * percent
+    assert not inspect(path.replace("anthropic", "google").replace("rawPredict", "generateContent"), {"contents": []}).facts
+
+
+def test_a_global_profile_of_bedrock_is_not_priced_as_a_regional_one() -> None:
+    """B6: also through invoke, whose bodies name the model without its region."""
+    body = {
+        "type": "message",
+        "id": "m",
+        "model": "claude-haiku-4-5-20251001",
+        "usage": {"input_tokens": 10_000, "output_tokens": 0},
+    }
+    costs = []
+    for profile in ("global", "us"):
+        call = inspect(f"/model/{profile}.anthropic.claude-haiku-4-5-20251001-v1:0/invoke", {"messages": []})
+        reading = read(call, body)
+        assert reading.usage is not None and call.model is not None
+        costs.append(nanos("aws", reading.model or call.model, reading.usage))
+    assert costs == [10_000 * 1_000, 10_000 * 1_100]
+
+
+def test_what_a_responses_tools_used_is_priced_as_far_as_it_is_told() -> None:
+    """B6: the image tool's tokens at its model's rate, and the searches that are billed; a row shows the calls."""
+    call = inspect("/v1/responses", {"model": "gpt-5.4", "input": "x"})
+    output = [
+        {"type": "image_generation_call", "id": "1", "result": "QUJD"},
+        {"type": "web_search_call", "id": "2", "action": {"type": "search"}},
+    ]
+    drawn = {
+        "input_tokens": 50,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": 50},
+        "output_tokens": 1_000,
+        "total_tokens": 1_050,
+    }
+    answer = {
+        "id": "resp_1",
+        "status": "completed",
+        "model": "gpt-5.4",
+        "output": output,
+        "usage": {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0},
+        "tools": [{"type": "image_generation", "model": "gpt-image-1.5"}],
+        "tool_usage": {"image_gen": drawn, "web_search": {"num_requests": 3}},
+    }
+    reading = read(call, answer)
+    assert reading.usage is not None and reading.unseen == ()
+    assert reading.usage == token_usage(0, 0, image_generation_calls=1, web_search_calls=1)
+    assert nanos("openai", "gpt-5.4", reading.usage) == 50 * 5_000 + 1_000 * 32_000 + 3 * CENT
+    free = read(call, {**answer, "tool_usage": {"image_gen": drawn, "web_search": {"num_requests": 0}}})
+    assert free.usage is not None and nanos("openai", "gpt-5.4", free.usage) == 50 * 5_000 + 1_000 * 32_000
+    untold = read(call, {name: value for name, value in answer.items() if name != "tool_usage"})
+    assert untold.usage is not None and untold.unseen == ("image_generation",)
+    assert nanos("openai", "gpt-5.4", untold.usage) == CENT

@@ -399,6 +399,59 @@ OPENAI = [
         usage=token_usage(70, 9, web_search_calls=1),
     ),
     Case(
+        name="shells, one of them the provider's",
+        of="openai",
+        path="/v1/responses",
+        asks={"model": "gpt-x", "input": "x"},
+        answer=document(
+            response(
+                output=[
+                    {"type": "shell_call", "environment": {"type": "local"}},
+                    {"type": "shell_call", "environment": {"type": "container_reference", "container_id": "c"}},
+                ],
+                usage=tokens(70, 9),
+            )
+        ),
+        usage=token_usage(70, 9),
+        more={"unseen": ("hosted_shell",)},
+    ),
+    Case(
+        name="a decision",
+        of="openai",
+        path="/v1/decisions",
+        asks={"model": "gpt-x", "input": "x"},
+        answer=document({"id": "dec_1", "object": "decision", "model": "gpt-x", "answers": [], "usage": tokens(50, 2, cached=8)}),
+        usage=token_usage(50, 2, cached=8),
+    ),
+    Case(
+        name="a drawing whose lines another model wrote",
+        of="openai",
+        path="/v1/images/generations",
+        asks={"model": "gpt-image-2", "prompt": "x", "output_format": "svg"},
+        answer=document(
+            {
+                "created": 1,
+                "data": [{"b64_json": "QUJD"}],
+                "usage": {
+                    "input_tokens": 9,
+                    "output_tokens": 200,
+                    "total_tokens": 209,
+                    "output_tokens_details": {"image_tokens": 200, "text_tokens": 0},
+                },
+                "svg_usage": {
+                    "model": "gpt-y",
+                    "input_tokens": 300,
+                    "output_tokens": 80,
+                    "reasoning_tokens": 30,
+                    "total_tokens": 380,
+                },
+            }
+        ),
+        usage=token_usage(
+            9, 200, output_image_tokens=200, images=1, other_models={"gpt-y": dict(token_usage(300, 80, reasoning=30).units)}
+        ),
+    ),
+    Case(
         name="a run of a thread that was only ordered",
         of="openai",
         path="/v1/threads/t/runs",
@@ -501,6 +554,35 @@ ANTHROPIC = [
             web_fetch_requests=1,
         ),
         more={"facts": (("inference_geo", "us"),), "terminal": True, "model": "claude-x"},
+    ),
+    Case(
+        name="a compaction beside a turn that nobody lists, and one behind a fallback",
+        of="anthropic",
+        path="/v1/messages",
+        asks={"model": "claude-x", "max_tokens": 9, "messages": []},
+        answer=document(
+            {
+                "id": "m",
+                "type": "message",
+                "model": "claude-served",
+                "usage": {
+                    "input_tokens": 100,
+                    "output_tokens": 20,
+                    "iterations": [
+                        {
+                            "type": "compaction",
+                            "input_tokens": 50,
+                            "output_tokens": 7,
+                            "cache_creation_input_tokens": 30,
+                            "cache_creation": {"ephemeral_1h_input_tokens": 30},
+                        },
+                        {"type": "message", "input_tokens": 900, "output_tokens": 90},
+                        {"type": "fallback_message", "model": "claude-served", "input_tokens": 100, "output_tokens": 20},
+                    ],
+                },
+            }
+        ),
+        usage=token_usage(180, 27, cache_write=30, uncached_input_tokens=150, cache_write_1h_tokens=30),
     ),
     Case(
         name="a gateway whose last event repeats no input",
@@ -896,6 +978,7 @@ GOOGLE = [
             {"event_type": "step.start", "index": 0, "step": {"type": "model_output"}},
             {"event_type": "step.delta", "index": 0, "delta": {"type": "text", "text": "Hi"}},
             {"event_type": "step.stop", "index": 0},
+            {"event_type": "interaction.status_update", "status": "in_progress", "usage": {"total_input_tokens": 9}},
             {
                 "event_type": "interaction.completed",
                 "interaction": {
@@ -1534,6 +1617,20 @@ COHERE = [
         usage=units(images=2),
     ),
     Case(
+        name="texts and pictures embedded, told apart",
+        of="cohere",
+        path="/v2/embed",
+        asks={"model": "embed-v4.0", "inputs": []},
+        answer=document(
+            {
+                "id": "e",
+                "embeddings": {},
+                "meta": {"billed_units": {"input_tokens": 1400, "text_tokens": 25, "image_tokens": 1375, "pages": 2}},
+            }
+        ),
+        usage=token_usage(1400, 0, input_image_tokens=1375, pages_processed=2),
+    ),
+    Case(
         name="in OpenAI's language",
         of="cohere",
         path="/compatibility/v1/chat/completions",
@@ -1640,3 +1737,13 @@ def test_lines_of_json_are_read_whatever_they_are_called(kind: str) -> None:
         reading = read(case, body[:at], body[at:], content_type=kind)
         assert (reading.usage, reading.terminal) == (case.usage, True)
     assert read(case, b'{"model":"m",\n"eval_count":7', content_type=kind).usage is None
+
+
+@pytest.mark.parametrize("path", ["/openai/threads/t/runs", "/v1beta/interactions"])
+def test_a_stream_that_breaks_is_no_job_though_it_could_be_fetched(path: str) -> None:
+    """C2: nobody may ever fetch it, so it is estimated; one that was told whole is billed once by its id."""
+    case = next(case for case in CASES if case.path == path and case.asks.get("stream"))
+    for events in range(1, len(case.answer.events) - 2):
+        assert not read(case, case.answer.written(list(case.answer.events[:events]))).deferred
+    whole = read(case, case.answer.body())
+    assert whole.deferred and whole.response_id in ("run_1", "v1_abc")
