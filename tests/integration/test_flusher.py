@@ -154,10 +154,10 @@ async def test_what_was_read_beyond_a_batch_is_kept_for_the_next_one(world: Worl
     monkeypatch.setattr(world.outbox, "read", spied)
     assert await flusher.run_once(wait=False) == 8
     assert len(seen) > 8
-    assert await world.flusher(settings=FlusherSettings(batch_rows_max=1, idle_wait_ms=20)).run_once(wait=False) == 1
+    # another takes nearly all of what is left, and so some of what this one keeps, however wallets share partitions
+    assert 0 < await world.flusher(settings=FlusherSettings(batch_rows_max=11, idle_wait_ms=20)).run_once(wait=False) < 12
     with pytest.raises(Fenced):
-        while True:
-            await flusher.run_once(wait=False)
+        await flusher.run_once(wait=False)
     seen.clear()
     await flusher.flush_all()
     assert len(seen) == len(set(seen))

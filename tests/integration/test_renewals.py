@@ -12,7 +12,7 @@ import pytest
 from lava_proxy import tasks
 from lava_proxy.domain.errors import CallerError, Conflict, InsufficientFunds, NotFound, StoreError
 from lava_proxy.domain.ledger import replay
-from lava_proxy.stores.balance_store import PlanClass, lot_key, partition_of
+from lava_proxy.stores.balance_store import PlanClass, Report, Reported, lot_key, partition_of, report_record
 from lava_proxy.stores.ids import new_id
 from lava_proxy.stores.outbox import Outbox
 from lava_proxy.workers.credit_applier import CreditApplier
@@ -335,7 +335,12 @@ async def test_a_hold_and_a_debit_cannot_grow_into_an_expired_lot(world: World) 
     assert "$0.000000005" in refused.value.message
     assert await world.balances.extend(wallet_id, request_id, 15, at=SOON) == (0, 15)
     assert (await world.settle(wallet_id, request_id, 12, at=SOON)).balance_nanos == 3
-    await world.settle(wallet_id, new_id("req"), 4, mode="report", at=SOON)
+    late = Report(
+        wallet_id=wallet_id, request_id=new_id("req"), record=report_record(world.merchant_id, "late"), fingerprint="f",
+        charge_nanos=4, units=0, tier_field="", position_lo=0, position_hi=0, at=SOON,
+        row=world.row(wallet_id, charge_nanos=4, billed=True, status="completed", outcome="completed", request_key="late"),
+    )  # fmt: skip
+    assert isinstance((await world.balances.report([late], KEEP_MS))[0], Reported)
     assert (await world.state(wallet_id)).debt == 1
     await books_close(world)
 
