@@ -90,6 +90,12 @@ def cpu_us(pids: list[int]) -> float:
     return total / 1000
 
 
+def group_cpu_us(groups: dict[str, list[int]]) -> dict[str, float]:
+    """CPU of each group so far. Postgres has a process a connection, so its group is its first process and what that has by now."""
+    found = {name: family(pids[0]) if name == "postgres" and pids else pids for name, pids in groups.items()}
+    return {name: cpu_us(pids) for name, pids in found.items()}
+
+
 def memory_kb(pids: list[int]) -> int:
     """Proportional set size: shared pages count once, divided among those who share them."""
     total = 0

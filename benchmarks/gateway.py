@@ -321,10 +321,10 @@ def run_load(subject: Subject, mode: str, connections: int, times: tuple[float, 
     try:
         assert child.stdout is not None
         child.stdout.readline()
-        before = {name: processes.cpu_us(pids) for name, pids in groups.items()}
+        before = processes.group_cpu_us(groups)
         if child.stdout.readline() != "end\n":
             raise SystemExit(f"the load on {subject.name} ended early")
-        used = {name: processes.cpu_us(pids) - before[name] for name, pids in groups.items()}
+        used = {name: us - before[name] for name, us in processes.group_cpu_us(groups).items()}
         busy_kb = processes.memory_kb(subject.groups.get("gateway", subject.proxy))
         result: Run = json.loads(child.stdout.readline())
     finally:

@@ -1,8 +1,8 @@
 """The same endpoint as benchmarks/reports.py measures, without Redis: aiohttp and asyncpg, one statement a report.
 
 A report is one row with a unique (merchant, id) and one balance update, in one transaction; a repeat is answered from its row.
-A batch is one transaction: rows by unnest, then each wallet's balance once, in the order of wallets so that batches cannot lock
-each other out. What it leaves out (keys, tiers, prices, ledger legs, the whole answer) makes it faster, not slower.
+A batch is one transaction: rows by unnest in the order of ids, then each wallet's balance once, in the order of wallets, so that
+batches cannot lock each other out. What it leaves out (keys, tiers, prices, ledger legs, the whole answer) makes it faster.
 
     python -m benchmarks.postgres_only PORT DATABASE_URL WALLETS
 """
@@ -36,7 +36,8 @@ UPDATE wallet SET balance = balance - $3 WHERE wallet_id = $2 AND EXISTS (SELECT
 """
 MANY = """
 INSERT INTO report (merchant_id, request_id, wallet_id, amount, body)
-SELECT 'm', * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::jsonb[]) ON CONFLICT DO NOTHING RETURNING wallet_id, amount
+SELECT 'm', * FROM unnest($1::text[], $2::text[], $3::bigint[], $4::jsonb[]) AS said (request_id) ORDER BY request_id
+ON CONFLICT DO NOTHING RETURNING wallet_id, amount
 """
 
 

@@ -202,10 +202,10 @@ def run(subject: Subject, kind: str, number: int, plan: Plan, folder: Path) -> d
     try:
         assert child.stdout is not None
         child.stdout.readline()
-        before = {name: processes.cpu_us(pids) for name, pids in subject.groups.items()}
+        before = processes.group_cpu_us(subject.groups)
         if child.stdout.readline() != "end\n":
             raise SystemExit(f"the load on {subject.name} ended early")
-        used = {name: processes.cpu_us(pids) - before[name] for name, pids in subject.groups.items()}
+        used = {name: us - before[name] for name, us in processes.group_cpu_us(subject.groups).items()}
         result: dict[str, Any] = json.loads(child.stdout.readline())
     finally:
         processes.stop(child)

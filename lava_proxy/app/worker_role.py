@@ -26,15 +26,13 @@ from lava_proxy.stores.outbox import Outbox
 from lava_proxy.workers.charger import Charger
 from lava_proxy.workers.credit_applier import CreditApplier
 from lava_proxy.workers.drift import Drift
-from lava_proxy.workers.flusher import Flusher, kill_self
+from lava_proxy.workers.flusher import Flusher, Gathering, kill_self
 from lava_proxy.workers.hold_reaper import HoldReaper
 from lava_proxy.workers.lot_expirer import LotExpirer
 from lava_proxy.workers.recovery import Recovery
 from lava_proxy.workers.renewals import Renewals
 from lava_proxy.workers.webhook_sender import WebhookSender
 
-_FEW_ROWS = 25  # of a flush: above, more come at once
-_GATHER_S, _GATHER_BUSY_S = 0.03, 0.2
 _WEBHOOK_PAUSE_S = 0.2  # how late an event may start when the queue was empty
 _DRIFT_ROUND_S = 5.0  # a partition; all of them in about five minutes
 _OUTAGES: tuple[type[Exception], ...] = (LavaError, RedisError, OSError, *postgres.Failures)
@@ -66,11 +64,12 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         stores.webhooks, webhook_client, settings.webhooks, clock=business_clock(config), jitter=lambda: random.randint(0, 1000)
     )
 
+    gathering = Gathering(settings.flusher.batch_rows_max)
+
     async def flush() -> int:
         rows = await flusher.run_once() if await leader.is_leader() else 0
-        if 0 < rows < settings.flusher.batch_rows_max // 2:
-            # A transaction costs as much as some hundred rows, and each row costs less the more go together.
-            await asyncio.sleep(_GATHER_S if rows <= _FEW_ROWS else _GATHER_BUSY_S)
+        if pause_s := gathering.pause_s(rows, asyncio.get_running_loop().time()):
+            await asyncio.sleep(pause_s)
         return rows
 
     async def send() -> int:

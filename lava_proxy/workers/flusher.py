@@ -12,6 +12,8 @@ from lava_proxy.settings import Flusher as FlusherSettings
 from lava_proxy.stores.ledger_store import LedgerStore, Marks
 from lava_proxy.stores.outbox import Outbox, OutboxEntry
 
+_GATHER_S, _GATHER_BUSY_S = 0.03, 0.2
+_BUSY_ROWS_PER_S = 2_000
 _log = structlog.get_logger("flusher")
 
 
@@ -71,6 +73,27 @@ class Flusher:
         while flushed := await self.run_once(wait=False):
             total += flushed
         return total
+
+
+class Gathering:
+    """How long to wait for more rows after a flush.
+
+    A transaction costs as much as some hundred rows, and a row the less the more go together; but where few come, a large batch
+    would only stand in the way of the calls that come beside it.
+    """
+
+    def __init__(self, rows_max: int) -> None:
+        """`rows_max`: a flush of half as many has a backlog behind it and is followed at once."""
+        self._rows_max = rows_max
+        self._last: float | None = None
+
+    def pause_s(self, rows: int, now: float) -> float:
+        """After a flush of so many rows that ended at `now` (seconds of any steady clock)."""
+        elapsed = now - self._last if self._last is not None else _GATHER_S
+        self._last = now
+        if not rows or rows >= self._rows_max // 2:
+            return 0
+        return _GATHER_BUSY_S if rows > elapsed * _BUSY_ROWS_PER_S else _GATHER_S
 
 
 def kill_self() -> None:
