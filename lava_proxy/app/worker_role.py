@@ -64,11 +64,11 @@ async def run_worker(config: RunConfig, settings: Settings) -> None:
         stores.webhooks, webhook_client, settings.webhooks, clock=business_clock(config), jitter=lambda: random.randint(0, 1000)
     )
 
-    gathering = Gathering(settings.flusher.batch_rows_max)
+    gathering = Gathering()
 
     async def flush() -> int:
         rows = await flusher.run_once() if await leader.is_leader() else 0
-        if pause_s := gathering.pause_s(rows, asyncio.get_running_loop().time()):
+        if pause_s := gathering.pause_s(rows, asyncio.get_running_loop().time(), is_behind=flusher.is_behind):
             await asyncio.sleep(pause_s)
         return rows
 

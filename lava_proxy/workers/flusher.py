@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable
 
 import structlog
@@ -35,6 +36,7 @@ class Flusher:
         self._marks: Marks | None = None
         self._first = 0
         self._rest: list[OutboxEntry] = []  # read already, and more than one batch may have
+        self.is_behind = False  # did the last flush leave rows, as far as it could see
         self._after_commit = after_commit
 
     async def run_once(self, *, wait: bool = True) -> int:
@@ -44,16 +46,18 @@ class Flusher:
             await self._outbox.trim(marks)  # what an earlier flusher committed and did not live to trim
             self._marks = marks
         rows_max = self._settings.batch_rows_max
+        of_partition_max = max(1, rows_max // 8)
         entries, self._rest = self._rest, []
         if not entries:
             # The stream read first changes with each batch, so that under a backlog every partition has its turn.
             turn = sorted(self._marks, key=lambda part: part < self._first)
             entries = await self._outbox.read(
-                {part: self._marks[part] for part in turn}, max(1, rows_max // 8), self._settings.idle_wait_ms if wait else None
+                {part: self._marks[part] for part in turn}, of_partition_max, self._settings.idle_wait_ms if wait else None
             )
         if len(entries) > rows_max:
             entries, self._rest = entries[:rows_max], entries[rows_max:]
             self._first = entries[-1].part
+        self.is_behind = bool(self._rest) or max(Counter(entry.part for entry in entries).values(), default=0) >= of_partition_max
         if not entries:
             return 0
         try:
@@ -82,16 +86,14 @@ class Gathering:
     would only stand in the way of the calls that come beside it.
     """
 
-    def __init__(self, rows_max: int) -> None:
-        """`rows_max`: a flush of half as many has a backlog behind it and is followed at once."""
-        self._rows_max = rows_max
+    def __init__(self) -> None:
         self._last: float | None = None
 
-    def pause_s(self, rows: int, now: float) -> float:
-        """After a flush of so many rows that ended at `now` (seconds of any steady clock)."""
+    def pause_s(self, rows: int, now: float, *, is_behind: bool) -> float:
+        """After a flush of so many rows that ended at `now` (seconds of any steady clock). What it left is flushed at once."""
         elapsed = now - self._last if self._last is not None else _GATHER_S
         self._last = now
-        if not rows or rows >= self._rows_max // 2:
+        if not rows or is_behind:
             return 0
         return _GATHER_BUSY_S if rows > elapsed * _BUSY_ROWS_PER_S else _GATHER_S
 

@@ -140,6 +140,16 @@ async def test_a_backlog_larger_than_a_batch_is_written_whole_and_every_partitio
     await world.clean_audit()
 
 
+async def test_a_flush_knows_when_a_busy_wallet_has_more(world: World) -> None:
+    """G4: the rows of one partition that a read may have are not all that waits there; a pause then would make a queue for ever."""
+    await life(world, 6, wallets=1)
+    flusher = world.flusher(settings=FlusherSettings(batch_rows_max=16, idle_wait_ms=20))
+    seen = []
+    while rows := await flusher.run_once(wait=False):
+        seen.append((rows, flusher.is_behind))
+    assert all(is_behind == (rows == 2) for rows, is_behind in seen) and {is_behind for _, is_behind in seen} == {True, False}, seen
+
+
 async def test_what_was_read_beyond_a_batch_is_kept_for_the_next_one(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """G4, I33: under a backlog no row is read twice; after a failure all is read again from the marks."""
     await life(world, 20, wallets=20)
