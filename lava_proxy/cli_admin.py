@@ -134,12 +134,13 @@ def payments_reconcile(day: str | None, data_dir: Path | None) -> None:
     async def work(stores: Any, settings: Settings) -> dict[str, Any]:
         from lava_proxy.app.card_payments import open_card_payments
         from lava_proxy.billing.funding import Funding
+        from lava_proxy.billing.reconciliation import reconcile
 
         cards = open_card_payments(
             stores.pool, Funding(stores.catalog, stores.balances, stores.catalog.clock), installation(settings, data_dir), settings
         )
         try:
-            return await cards.charges.reconcile(chosen)
+            return await reconcile(cards.store, cards.processor, chosen)
         finally:
             await cards.close()
 

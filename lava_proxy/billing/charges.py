@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal, Protocol
 from uuid import UUID, uuid5
 
@@ -68,6 +68,10 @@ _log = structlog.get_logger("charges")
 
 Effect = Callable[[Any, Charge], Awaitable[Sequence[str]]]
 OnTransition = Callable[[Any, Charge, str, str], Awaitable[None]]
+
+
+FUNDING: tuple[Purpose, ...] = ("overage", "auto_top_up", "top_up")
+"""What a charge is for whose money becomes funds; others buy something else."""
 
 
 class Adjust(Protocol):
@@ -122,7 +126,7 @@ class Charges:
         self._optional_processor = processor
         self._funding = funding
         self._clock = clock
-        own: dict[Purpose, Effect] = {"overage": self._fund, "auto_top_up": self._fund, "top_up": self._fund}
+        own: dict[Purpose, Effect] = dict.fromkeys(FUNDING, self._fund)
         self._effects = own | dict(effects or {})
         self._on_transition = on_transition
         self._adjust: Adjust = adjust or funding.adjust
@@ -729,54 +733,6 @@ class Charges:
         if lot_id is None:
             return Bought(lot_id=unused if unused in nanos else None, is_exchanged=False, lot_nanos=nanos.get(unused, 0))
         return Bought(lot_id=lot_id, is_exchanged=True, lot_nanos=nanos[lot_id], funds_nanos=nanos.get(unused, 0))
-
-    # -- the daily report
-
-    async def reconcile(self, day: date) -> dict[str, Any]:
-        """What the processor captured of payments created on a UTC day against what the ledger was ordered to credit (I27).
-
-        `met`: every captured payment of ours is a succeeded charge of that amount with its credit, and the other way round.
-        Charges whose money buys something else than funds are compared by state and amount.
-        """
-        payments = [payment for payment in await self._processor.payments_of_day(day) if payment.charge_id is not None]
-        paid = {payment.payment_ref: payment for payment in payments if payment.captured_cents}
-        charges = await self._store.charges_of_payments(self._processor.name, list(paid))
-        neighbours = [charge for day_ in (day - timedelta(days=1), day, day + timedelta(days=1)) for charge in
-                      await self._store.succeeded_on(self._processor.name, day_)]  # fmt: skip
-        credited = await self._store.credited_nanos([payment_credit_id(charge) for charge in charges.values()])
-        problems: list[dict[str, Any]] = []
-        total_nanos = 0
-        for ref, payment in paid.items():
-            charge = charges.get(ref)
-            nanos = 0
-            if charge is not None and charge.state == "succeeded":
-                is_fund = self._effects.get(charge.purpose) == self._fund
-                nanos = credited.get(payment_credit_id(charge), 0) if is_fund else nanos_of_cents(charge.captured_cents)
-            total_nanos += nanos
-            if nanos != nanos_of_cents(payment.captured_cents):
-                problems.append(
-                    {"payment": ref, "charge_id": payment.charge_id, "captured_cents": payment.captured_cents,
-                     "credited_nanos": nanos}
-                )  # fmt: skip
-        for charge in neighbours:
-            if charge.processor_ref not in paid and charge.created_at.date() == day and not await self._is_paid(charge):
-                problems.append({"payment": charge.processor_ref, "charge_id": charge.charge_id, "captured_cents": 0,
-                                 "credited_nanos": nanos_of_cents(charge.captured_cents)})  # fmt: skip
-        return {
-            "day": day.isoformat(),
-            "processor": self._processor.name,
-            "payments": len(payments),
-            "captured_cents": sum(payment.captured_cents for payment in paid.values()),
-            "credited_nanos": total_nanos,
-            "problems": problems,
-            "met": not problems,
-        }
-
-    async def _is_paid(self, charge: Charge) -> bool:
-        """A charge that the day's list lacks may have been paid by a payment of the next day."""
-        with suppress(CallerError):
-            return (await self._processor.payment(charge.processor_ref)).captured_cents == charge.captured_cents
-        return False
 
 
 def _failure(charge: Charge) -> dict[str, Any]:

@@ -84,4 +84,4 @@ async def _until(look: Any, timeout_s: int = 90) -> None:
     """Waits for other processes, so there is no event to await."""
     async with asyncio.timeout(timeout_s):
         while not await look():
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # the pause between two looks, each a query; no result depends on how long it is

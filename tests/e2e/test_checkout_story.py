@@ -39,7 +39,7 @@ PLAN = {
     "rollover_type": "full",
     "overage": {"policy": "charge", "limit": "10", "threshold": "5", "increment": "1"},
 }
-CALL = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 40}
+CALL: Any = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 40}
 
 
 @dataclass(slots=True)
@@ -101,7 +101,7 @@ async def streamed(daemon: Daemon, token: str, calls: int, delay_ms: int = 0) ->
     async with openai.AsyncOpenAI(base_url=daemon.base_url + "forward/openai/v1", api_key=token, max_retries=0) as client:
 
         async def one() -> None:
-            stream = await client.chat.completions.create(**CALL, stream=True, extra_headers={"x-sandbox-delay-ms": str(delay_ms)})  # type: ignore[call-overload]
+            stream = await client.chat.completions.create(**CALL, stream=True, extra_headers={"x-sandbox-delay-ms": str(delay_ms)})
             chunks = [chunk async for chunk in stream]
             assert chunks[-1].choices[0].finish_reason is not None, chunks[-1]
 

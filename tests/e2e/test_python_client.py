@@ -36,11 +36,12 @@ def test_a_shop_from_the_first_customer_to_the_last_request(daemon: Daemon, clie
     assert client.customers.update("py/1", email=None, name="Ada Lovelace")["contact"]["email"] is None
     assert client.customers.subscription("py/1") is None or customer["subscription"] is not None
 
-    report = {"customer_id": "py/1", "meter_slug": meter["meter_slug"], "input_tokens": 1000, "metadata": {"job": "py"}}
-    made: Any = client.requests.report(request_id="py-0", input_seconds=Decimal("1.5"), **report)  # type: ignore[misc]
-    assert client.requests.report(request_id="py-0", input_seconds=Decimal("1.5"), **report) == made  # type: ignore[misc]
+    report: Any = {"customer_id": "py/1", "meter_slug": meter["meter_slug"], "input_tokens": 1000, "metadata": {"job": "py"}}
+    made: Any = client.requests.report(request_id="py-0", input_seconds=Decimal("1.5"), **report)
+    assert client.requests.report(request_id="py-0", input_seconds=Decimal("1.5"), **report) == made
     assert has_shape(json.loads(json.dumps(made, default=float)), lava_sdk.REQUEST)["charge"]["amount"] == "0.0100000000"
-    results = client.requests.report_many([{**report, "request_id": f"py-{n}"} for n in (1, 2)] + [{**report, "request_id": ""}])  # type: ignore[typeddict-item]
+    batch: Any = [{**report, "request_id": request_id} for request_id in ("py-1", "py-2", "")]
+    results = client.requests.report_many(batch)
     assert [one["status"] for one in results] == [200, 200, 400] and "request_id" in results[2]["error"]["message"]
     rows = until(lambda: rows_of(client) if len(rows_of(client)) == 3 else None, "three rows")
     assert sorted(rows) == ["py-0", "py-1", "py-2"] and rows[-1] == "py-0"  # those of a batch have one moment

@@ -56,18 +56,19 @@ async def test_a_new_customer_subscribes_and_is_told_of_once_paid(shop: Checkout
         await shop.checkout.pay(session, HERE, 2500, RETURN)
 
 
-async def test_a_payment_that_ends_after_a_crash_completes_its_session(shop: CheckoutWorld) -> None:
+async def test_a_payment_that_ends_after_a_crash_completes_its_session(
+    shop: CheckoutWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """64: the worker finishes what a dead process began; the session follows in the same transaction."""
     session = await shop.ready(await shop.session(), HERE)
 
     async def dies(charge_id: str) -> None:
         raise ConnectionError("killed")
 
-    whole = shop.charges.advance
-    shop.charges.advance = dies  # type: ignore[method-assign,assignment]
-    with pytest.raises(ConnectionError):
-        await shop.checkout.pay(session, HERE, 2500, RETURN)
-    shop.charges.advance = whole  # type: ignore[method-assign]
+    with monkeypatch.context() as until_then:
+        until_then.setattr(shop.charges, "advance", dies)
+        with pytest.raises(ConnectionError):
+            await shop.checkout.pay(session, HERE, 2500, RETURN)
     assert await shop.step(session, HERE) == "processing"
     for charge_id in await shop.charge_store.due("sandbox", shop.clock(), 10):
         await shop.charges.advance(charge_id)

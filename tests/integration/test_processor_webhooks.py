@@ -17,6 +17,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from lava_proxy.api.application import build_application
 from lava_proxy.api.processor_webhooks import ProcessorWebhooks
 from lava_proxy.api.sandbox_bank import SandboxBank
+from lava_proxy.billing.reconciliation import reconcile
 from lava_proxy.domain.money import NANOS_PER_CENT
 from lava_proxy.stores.catalog_store import CatalogStore
 from lava_proxy.stores.vault import Vault
@@ -120,7 +121,7 @@ async def test_a_payment_of_somebody_else_on_the_account_is_noted_and_left_alone
     assert await send(client, cards, cards.fake.events[-1]) == 200
     assert len(await cards.world.fetch("SELECT * FROM processor_event")) == 1
     assert await cards.world.fetch("SELECT * FROM credit") == []
-    assert (await cards.charges.reconcile(cards.clock().date()))["payments"] == 0
+    assert (await reconcile(cards.store, cards.processor, cards.clock().date()))["payments"] == 0
 
 
 @pytest.mark.parametrize(("answer", "state"), [("approve", "succeeded"), ("refuse", "declined")])
